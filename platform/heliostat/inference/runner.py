@@ -1,0 +1,237 @@
+"""One thread that owns a model and runs it on whatever waits, while an event loop goes on taking requests.
+
+An `await submit(...)` puts token ids into the queue; the thread takes what is there as soon as the model is free (no
+timer collects a batch: under load the queue fills while the model runs), calls forward, and hands the results back to
+the loop. A PyTorch forward lets go of the interpreter's lock, so the loop keeps answering meanwhile.
+
+Not here: which items run together (batching.py), tokenising, refusing work when `queued_seconds` grows too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, TypeVar
+
+from heliostat.inference.batching import Batch, Item, TokenBatcher
+
+R = TypeVar("R")
+
+Forward = Callable[[Sequence[Sequence[int]]], Sequence[R]]
+"""A model as the runner sees it: the token ids of some texts -> one result for each, in the same order."""
+
+_MEMORY = 0.9
+"""Weight of the past in the measured speed: about the last ten batches count."""
+
+
+class Expired(TimeoutError):
+    """The item's deadline passed while it waited; it was never run."""
+
+
+class Closed(RuntimeError):
+    """The runner was closed before the item could run."""
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """A result, and the identity of the forward that produced it."""
+
+    result: R
+    identity: object
+
+
+@dataclass(frozen=True)
+class _Loaded(Generic[R]):
+    """A forward and its identity, replaced together so that no answer carries another model's name."""
+
+    forward: Forward[R]
+    identity: object
+
+
+@dataclass(frozen=True)
+class _Job(Generic[R]):
+    token_ids: Sequence[int]
+    future: asyncio.Future[Answer[R]]
+    loop: asyncio.AbstractEventLoop
+
+
+class Runner(Generic[R]):
+    """A queue, a thread and a model. Close it when done; a thread left open ends with the process."""
+
+    def __init__(
+        self,
+        forward: Forward[R],
+        *,
+        identity: object,
+        budget_tokens: int = 512,
+        max_items: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._loaded = _Loaded(forward, identity)
+        self._batcher = TokenBatcher(budget_tokens, max_items)
+        self._clock = clock
+        self._jobs: dict[Hashable, _Job[R]] = {}
+        self._ids = count()
+        self._changed = threading.Condition()  # guards every field of this object
+        self._closed = False
+        self._running_tokens = 0
+        self._busy_s = 0.0
+        self._done_tokens = 0.0
+        self._thread = threading.Thread(target=self._work, name="heliostat-model", daemon=True)
+        self._thread.start()
+
+    async def submit(self, token_ids: Sequence[int], deadline_s: float) -> Answer[R]:
+        """Run the model on one text and return its answer; to be awaited in an event loop, from any thread.
+
+        deadline_s is a moment on the runner's clock (time.monotonic unless given). Raises Expired where the item
+        waited past it, Closed where the runner was closed, ValueError for an empty text, and whatever the model
+        raised for this very item. Cancelling the awaiting task takes the item out of the queue.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer[R]] = loop.create_future()
+        item = Item(next(self._ids), len(token_ids), self._clock(), deadline_s)
+        with self._changed:
+            if self._closed:
+                raise Closed("this runner is closed; send the request to another replica")
+            self._batcher.add(item)
+            self._jobs[item.id] = _Job(token_ids, future, loop)
+            self._changed.notify()
+        try:
+            return await future
+        finally:
+            if future.cancelled():
+                self._forget(item.id)
+
+    def swap(self, forward: Forward[R], identity: object) -> None:
+        """Use another forward from the next batch on; returns at once, and the running batch ends with the old one."""
+        with self._changed:
+            self._loaded = _Loaded(forward, identity)
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Refuse new items, fail the waiting ones with Closed, wait for the running batch; harmless when repeated.
+
+        TimeoutError where the model still runs after timeout_s; its thread then ends with its batch.
+        """
+        with self._changed:
+            self._closed = True
+            left = list(self._jobs)
+            jobs = [self._jobs.pop(item_id) for item_id in left if self._batcher.cancel(item_id)]
+            self._changed.notify()
+        for job in jobs:
+            _deliver(job, Closed("this runner was closed before the item could run; send it to another replica"))
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the model still runs {timeout_s} s after close; wait longer, or end the process")
+
+    @property
+    def identity(self) -> object:
+        """Identity of the forward that the next batch will use."""
+        return self._loaded.identity
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait or run now: what a new item has before it."""
+        with self._changed:
+            return self._batcher.queued_tokens + self._running_tokens
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Measured speed of the model while it runs, over about its last ten batches; 0.0 before the first."""
+        with self._changed:
+            return self._done_tokens / self._busy_s if self._busy_s > 0 else 0.0
+
+    @property
+    def queued_seconds(self) -> float:
+        """Seconds of work before a new item, by the measured speed; 0.0 before anything was measured."""
+        speed = self.tokens_per_s
+        return self.queued_tokens / speed if speed else 0.0
+
+    def _work(self) -> None:
+        """The thread: batch after batch until closed."""
+        while (taken := self._next_batch()) is not None:
+            loaded, running, expired = taken
+            for job in expired:
+                _deliver(job, Expired("the deadline passed while the item waited; allow more time, or send less"))
+            began = self._clock()
+            outcomes = _run(loaded, running)
+            self._measure(sum(len(job.token_ids) for job in running), self._clock() - began)
+            for job, outcome in zip(running, outcomes, strict=True):
+                _deliver(job, outcome)
+
+    def _next_batch(self) -> tuple[_Loaded[R], list[_Job[R]], list[_Job[R]]] | None:
+        """Wait for items; the model to use, what to run and what expired. None once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._batcher))
+            if self._closed:
+                return None
+            batch: Batch = self._batcher.take(self._clock())
+            self._running_tokens = batch.tokens
+            running = [self._jobs.pop(item.id) for item in batch.items]
+            expired = [self._jobs.pop(item.id) for item in batch.expired]
+            return self._loaded, running, expired
+
+    def _measure(self, tokens: int, took_s: float) -> None:
+        with self._changed:
+            self._running_tokens = 0
+            if tokens:
+                self._done_tokens = self._done_tokens * _MEMORY + tokens
+                self._busy_s = self._busy_s * _MEMORY + took_s
+
+    def _forget(self, item_id: Hashable) -> None:
+        """Take an item out of the queue; one that runs already is left to finish, and its result is dropped."""
+        with self._changed:
+            if self._batcher.cancel(item_id) is not None:
+                del self._jobs[item_id]
+
+
+def _run(loaded: _Loaded[R], jobs: Sequence[_Job[R]]) -> list[Answer[R] | Exception]:
+    """One outcome per job. Where the batch fails, each job runs alone, so that a bad item fails alone."""
+    if not jobs:
+        return []
+    try:
+        return list(_forward(loaded, jobs))
+    except BaseException as problem:  # noqa: BLE001 the model is the user's: whatever it raises belongs to its items
+        if len(jobs) == 1:
+            return [_deliverable(problem, loaded)]
+    return [outcome for job in jobs for outcome in _run(loaded, [job])]
+
+
+def _deliverable(problem: BaseException, loaded: _Loaded[R]) -> Exception:
+    """The problem itself, or one that names it: a SystemExit would end the loop, a StopIteration no future takes."""
+    if isinstance(problem, Exception) and not isinstance(problem, StopIteration):
+        return problem
+    named = RuntimeError(f"the model {loaded.identity!r} raised {problem!r}; a forward must raise ordinary errors")
+    named.__cause__ = problem
+    return named
+
+
+def _forward(loaded: _Loaded[R], jobs: Sequence[_Job[R]]) -> list[Answer[R]]:
+    results = loaded.forward([job.token_ids for job in jobs])
+    if len(results) != len(jobs):
+        raise ValueError(
+            f"the model {loaded.identity!r} returned {len(results)} results for {len(jobs)} items; "
+            "its forward must return one per item, in order"
+        )
+    return [Answer(result, loaded.identity) for result in results]
+
+
+def _deliver(job: _Job[R], outcome: Answer[R] | Exception) -> None:
+    """Hand an outcome to the loop that waits for it."""
+    try:
+        job.loop.call_soon_threadsafe(_settle, job.future, outcome)
+    except RuntimeError:
+        # The loop has been closed, so nobody waits; the thread goes on for the others.
+        return
+
+
+def _settle(future: asyncio.Future[Answer[R]], outcome: Answer[R] | Exception) -> None:
+    if future.done():  # cancelled while it ran
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

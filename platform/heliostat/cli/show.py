@@ -1,0 +1,62 @@
+"""How results look: tables for people, `--json` for machines, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heliostat.errors import HeliostatError
+
+
+def print_json(value: Any) -> None:  # Any: whatever a command returns
+    print(json.dumps(plain(value), indent=1))  # noqa: T201  # stdout is where results go
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, pydantic models and paths as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in rows) and bool(rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return "-" if value is None else str(value)
+
+
+def print_progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_error(error: HeliostatError) -> None:
+    print(f"error: {error.what}", file=sys.stderr)  # noqa: T201
+    if error.where:
+        print(f"  where: {error.where}", file=sys.stderr)  # noqa: T201
+    if error.do:
+        print(f"  do:    {error.do}", file=sys.stderr)  # noqa: T201

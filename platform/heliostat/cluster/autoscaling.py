@@ -1,0 +1,85 @@
+"""The definition's worker groups as the configuration of Ray's autoscaler v2. Pure.
+
+Node labels are the one scheduling language: whatever wants a node says which labels it must have.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from heliostat.definition import ClusterDefinition, WorkerGroup
+
+LABEL_GROUP = "heliostat.io/group"
+LABEL_ROLE = "heliostat.io/role"
+LABEL_MARKET = "ray.io/market-type"
+LABEL_ACCELERATOR = "ray.io/accelerator-type"
+
+
+def labels(name: str, group: WorkerGroup) -> dict[str, str]:
+    found = {LABEL_GROUP: name, LABEL_ROLE: group.role, LABEL_MARKET: group.market}
+    if group.accelerator:
+        found[LABEL_ACCELERATOR] = group.accelerator
+    return found
+
+
+def autoscaling_config(
+    definition: ClusterDefinition,
+    *,
+    cluster_id: str,
+    state_dir: Path,
+    spool: Path,
+    temp_dir: Path,
+    gcs_address: str,
+    cuda_devices: int,
+) -> dict[str, Any]:  # Any: Ray's own schema, written out as YAML at once
+    """What `ray start --head --autoscaling-config` reads, with our provider in it."""
+    groups = definition.groups
+    node_types: dict[str, Any] = {
+        "head": {
+            "resources": {"CPU": definition.head.cpus, "GPU": 0},
+            "labels": {LABEL_ROLE: "head"},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 0,
+        }
+    }
+    for name, group in groups.items():
+        node_types[name] = {
+            "resources": {"CPU": group.cpus, "GPU": group.gpus},
+            "labels": labels(name, group),
+            "node_config": {},
+            "min_workers": group.nodes.low,
+            "max_workers": group.nodes.high,
+            "idle_timeout_s": group.idle_timeout.seconds,
+        }
+    return {
+        "cluster_name": definition.name,
+        "max_workers": sum(group.nodes.high for group in groups.values()),
+        "idle_timeout_minutes": 5,
+        "upscaling_speed": 100,
+        "provider": {
+            "type": "external",
+            "module": "heliostat.cluster.provider.EmbeddedProvider",
+            "cluster_id": cluster_id,
+            "state_dir": str(state_dir),
+            "spool": str(spool),
+            "temp_dir": str(temp_dir),
+            "gcs_address": gcs_address,
+            "cuda_devices": cuda_devices,
+            "groups": {name: {"role": group.role, "market": group.market} for name, group in groups.items()},
+        },
+        "available_node_types": node_types,
+        "head_node_type": "head",
+        # The autoscaler refuses a configuration without these, though nothing here uses them.
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "setup_commands": [],
+        "initialization_commands": [],
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "auth": {},
+        "docker": {},
+    }

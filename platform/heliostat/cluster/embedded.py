@@ -1,0 +1,411 @@
+"""A whole cluster on this machine: S3 store, Ray head with its autoscaler, controller.
+
+Everything it owns lies in one folder, `<home>/clusters/<name>/`, and every process carries the cluster's mark (see
+`processes.py`). `cluster.json` is written before anything is started, so whatever point `up` dies at, a second `up`
+or a `down` finds what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from heliostat.cluster import ports as port_choice
+from heliostat.cluster import processes, ray_env
+from heliostat.definition import ClusterDefinition
+from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
+from heliostat.settings import Settings, StoreSettings, home, save
+
+HEAD_START_LIMIT_S = 60.0
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ClusterRecord:
+    """`cluster.json`: what this folder's cluster is, and how far `up` has come."""
+
+    cluster_id: str
+    name: str
+    phase: str  # starting | up | down
+    definition_path: str
+    definition_digest: str
+    project_root: str
+    ports: dict[str, int]
+    temp_dir: str
+    started_at: float
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    record: ClusterRecord
+    head_alive: bool
+    process_count: int
+
+
+def cluster_dir(name: str) -> Path:
+    return home() / "clusters" / name
+
+
+def up(definition: ClusterDefinition, path: Path, *, progress: Progress = lambda _: None) -> Settings:
+    """Start the cluster of `definition`, or find it running. Safe to run twice, also after a crash.
+
+    Raises PortInUse before anything is started, ClusterBusy while another `up` or `down` works on the same cluster,
+    ClusterError with the log's path when a part does not come up; then nothing is left running.
+    """
+    folder = cluster_dir(definition.name)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(folder):
+        before = read_record(definition.name)
+        if before is not None and before.phase == "up" and _head_alive(before):
+            _refuse_change(before, path)
+            progress("already up")
+            return _read_settings(folder)
+        if before is not None:
+            _end(before, folder)
+        record = _new_record(definition, path, folder)
+        _write_record(folder, record)
+        try:
+            settings = _start_all(definition, record, folder, progress)
+        except BaseException:
+            _end(record, folder)
+            raise
+        _write_record(folder, replace(record, phase="up"))
+        (home() / "current").write_text(definition.name + "\n")
+        return settings
+
+
+def down(name: str, *, progress: Progress = lambda _: None) -> list[processes.OwnedProcess]:
+    """End every process of the cluster and nothing else. The store's data stays. Returns what was ended."""
+    record = read_record(name)
+    if record is None:
+        raise ClusterNotUp(
+            f"there is no cluster {name!r}", where=str(cluster_dir(name)), do="heliostat up cluster/laptop.yaml"
+        )
+    folder = cluster_dir(name)
+    with _locked(folder):
+        progress("ending processes")
+        ended = _end(record, folder)
+        left = processes.owned(record.cluster_id)
+        if left:
+            raise ClusterError(
+                f"{len(left)} processes would not end: {', '.join(str(p.pid) for p in left)}", do="run down again"
+            )
+        return ended
+
+
+def status(name: str) -> ClusterStatus:
+    record = read_record(name)
+    if record is None:
+        raise ClusterNotUp(f"there is no cluster {name!r}", do="heliostat up cluster/laptop.yaml")
+    return ClusterStatus(record, _head_alive(record), len(processes.owned(record.cluster_id)))
+
+
+def read_record(name: str) -> ClusterRecord | None:
+    path = cluster_dir(name) / "cluster.json"
+    if not path.exists():
+        return None
+    return ClusterRecord(**json.loads(path.read_text()))
+
+
+def _new_record(definition: ClusterDefinition, path: Path, folder: Path) -> ClusterRecord:
+    cluster_id = uuid.uuid4().hex
+    # Unix socket names are limited to 107 bytes and Ray's are long: so a short folder of our own.
+    user = hashlib.sha256(f"{os.getuid()}:{folder}".encode()).hexdigest()[:8]
+    return ClusterRecord(
+        cluster_id=cluster_id,
+        name=definition.name,
+        phase="starting",
+        definition_path=str(path.resolve()),
+        definition_digest=_digest(path),
+        project_root=str(_project_root(path)),
+        ports=_choose_ports(definition),
+        temp_dir=f"/tmp/heliostat-{user}",  # noqa: S108  # private: made 0700 and checked for its owner below
+        started_at=time.time(),
+    )
+
+
+def _choose_ports(definition: ClusterDefinition) -> dict[str, int]:
+    taken: set[int] = set()
+    wanted = definition.ports
+    chosen = {
+        "dashboard": port_choice.choose(wanted.dashboard, preferred=8265, field="ports.dashboard", taken=taken),
+        "serve": port_choice.choose(wanted.serve, preferred=8000, field="ports.serve", taken=taken),
+        "store": port_choice.choose(wanted.store, preferred=None, field="ports.store", taken=taken),
+    }
+    for inner in ("gcs", "ray_client", "agent", "metrics", "haproxy_metrics", "haproxy_stats"):
+        chosen[inner] = port_choice.choose("auto", preferred=None, field=inner, taken=taken)
+    chosen["serve_http_min"] = _free_block(1000)
+    return chosen
+
+
+def _free_block(size: int) -> int:
+    """The start of a block of ports for replicas, another one for each cluster on the machine."""
+    for start in range(20000, 30000, size):
+        if port_choice.is_free(start) and port_choice.is_free(start + 1):
+            return start
+    raise ClusterError("no free block of ports between 20000 and 30000", do="end other embedded clusters")
+
+
+def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Path, progress: Progress) -> Settings:
+    _prepare_folders(folder, record)
+    settings = _make_settings(definition, record, folder)
+    env = ray_env.head_environment(
+        dict(os.environ),
+        cluster_id=record.cluster_id,
+        token_path=folder / "token",
+        settings_path=folder / "settings.json",
+        state_dir=folder,
+        ports=record.ports,
+    )
+    if definition.store.kind == "embedded":
+        progress("starting the S3 store")
+        _start_store(settings, folder, record, env)
+    _ensure_bucket(settings)
+    progress("starting the Ray head")
+    head = _start_head(definition, record, folder, env)
+    _wait_for_head(head, settings, folder)
+    progress("starting the controller")
+    _spawn([sys.executable, "-m", "heliostat.controller"], "controller", folder, env)
+    return settings
+
+
+def _prepare_folders(folder: Path, record: ClusterRecord) -> None:
+    for name in ("logs", "nodes", "spool", "haproxy", "bin", "store", "packages"):
+        (folder / name).mkdir(exist_ok=True)
+    for old in (folder / "nodes").glob("*.json"):  # of an earlier `up`: their ends are in the events
+        old.unlink()
+    temp = Path(record.temp_dir)
+    temp.mkdir(mode=0o700, exist_ok=True)
+    if temp.stat().st_uid != os.getuid():
+        raise ClusterError(f"{temp} belongs to another user", do="remove it, then run up again")
+
+
+def _make_settings(definition: ClusterDefinition, record: ClusterRecord, folder: Path) -> Settings:
+    token = _secret(folder / "token")
+    assert token  # noqa: S101  # made just now
+    ports = record.ports
+    embedded = definition.store.kind == "embedded"
+    settings = Settings(
+        cluster=definition.name,
+        dashboard_url=f"http://127.0.0.1:{ports['dashboard']}",
+        gcs_address=f"127.0.0.1:{ports['gcs']}",
+        token_path=folder / "token",
+        serve_url=f"http://127.0.0.1:{ports['serve']}",
+        api_key=_secret(folder / "api-key"),
+        store=StoreSettings(
+            endpoint=f"http://127.0.0.1:{ports['store']}" if embedded else definition.store.endpoint,
+            bucket=definition.store.bucket,
+            region=os.environ.get("AWS_REGION", "us-east-1"),
+            access_key_id="heliostat" if embedded else os.environ.get("AWS_ACCESS_KEY_ID"),
+            secret_access_key=_secret(folder / "store-key")
+            if embedded
+            else os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        ),
+        spool=folder / "spool",
+        state_dir=folder,
+        project_root=Path(record.project_root),
+    )
+    save(settings, folder / "settings.json")
+    return settings
+
+
+def _secret(path: Path) -> str:
+    """A random key kept in a file that only its owner reads; made once."""
+    if not path.exists():
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(24))
+    return path.read_text().strip()
+
+
+def _start_store(settings: Settings, folder: Path, record: ClusterRecord, env: dict[str, str]) -> None:
+    from heliostat.cluster import store_server
+
+    keys = settings.store
+    assert keys.access_key_id and keys.secret_access_key  # noqa: S101  # set by _make_settings for an embedded store
+    process = store_server.start(
+        folder / "store",
+        port=record.ports["store"],
+        access_key=keys.access_key_id,
+        secret_key=keys.secret_access_key.get_secret_value(),
+        log=folder / "logs" / "store.log",
+        env=env,
+    )
+    store_server.wait_ready(process, port=record.ports["store"], log=folder / "logs" / "store.log")
+
+
+def _ensure_bucket(settings: Settings) -> None:
+    from heliostat.store import Store
+
+    Store.connect(settings.store).ensure_bucket()
+
+
+def _start_head(
+    definition: ClusterDefinition, record: ClusterRecord, folder: Path, env: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    from heliostat.cluster.autoscaling import autoscaling_config
+    from heliostat.cluster.haproxy import write_wrapper
+
+    write_wrapper(folder / "bin" / "haproxy")
+    gcs_address = f"127.0.0.1:{record.ports['gcs']}"
+    config = autoscaling_config(
+        definition,
+        cluster_id=record.cluster_id,
+        state_dir=folder,
+        spool=folder / "spool",
+        temp_dir=Path(record.temp_dir),
+        gcs_address=gcs_address,
+        cuda_devices=_cuda_devices(),
+    )
+    config_path = folder / "autoscaling.json"  # JSON is YAML
+    config_path.write_text(json.dumps(config, indent=1))
+    command = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={record.ports['gcs']}",
+        f"--dashboard-port={record.ports['dashboard']}",
+        "--dashboard-host=127.0.0.1",
+        f"--ray-client-server-port={record.ports['ray_client']}",
+        f"--dashboard-agent-listen-port={record.ports['agent']}",
+        f"--metrics-export-port={record.ports['metrics']}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--num-cpus={definition.head.cpus}",
+        "--num-gpus=0",
+        f"--object-store-memory={200 * 2**20}",
+        f"--temp-dir={record.temp_dir}",
+        f"--autoscaling-config={config_path}",
+        "--labels=heliostat.io/role=head",
+        "--disable-usage-stats",
+    ]
+    return _spawn(command, "head", folder, env)
+
+
+def _spawn(command: list[str], name: str, folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (folder / "logs" / f"{name}.log").open("ab") as output:
+        return subprocess.Popen(
+            command,
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait_for_head(head: subprocess.Popen[bytes], settings: Settings, folder: Path) -> None:
+    import httpx
+
+    headers = {"Authorization": f"Bearer {(folder / 'token').read_text().strip()}"}
+    deadline = time.monotonic() + HEAD_START_LIMIT_S
+    last = "no answer yet"
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"{settings.dashboard_url}/api/jobs/", headers=headers, timeout=5)
+            if answer.status_code == 200:
+                return
+            last = f"HTTP {answer.status_code}"
+        except httpx.HTTPError as error:
+            last = str(error)
+        if head.poll() is not None:
+            last = f"it ended with code {head.returncode}"
+            break
+        time.sleep(0.1)
+    raise ClusterError(
+        f"the Ray head did not come up within {HEAD_START_LIMIT_S:.0f} s: {last}",
+        where=str(folder / "logs" / "head.log"),
+        do="read that log, then run up again",
+    )
+
+
+def _head_alive(record: ClusterRecord) -> bool:
+    return any("gcs_server" in process.command.split(" ")[0] for process in processes.owned(record.cluster_id))
+
+
+def _refuse_change(record: ClusterRecord, path: Path) -> None:
+    if record.definition_digest != _digest(path):
+        raise ClusterBusy(
+            f"cluster {record.name!r} is up with another definition",
+            where=f"{record.definition_path} (changed since, or another file)",
+            do=f"heliostat down --cluster {record.name}, then up again",
+        )
+
+
+def _end(record: ClusterRecord, folder: Path) -> list[processes.OwnedProcess]:
+    ended = processes.end_all(record.cluster_id)
+    _close_nodes(folder)
+    shutil.rmtree(record.temp_dir, ignore_errors=True)
+    _write_record(folder, replace(record, phase="down"))
+    return ended
+
+
+def _close_nodes(folder: Path) -> None:
+    """Nodes that were ended with the cluster: their end is an event too, or the meter would let them run for ever."""
+    from heliostat.cluster.nodes import emit_node_event, read_nodes, update_node
+    from heliostat.events import Spool
+
+    spool = Spool(folder / "spool", "down")
+    for node in read_nodes(folder):
+        if node.ended_at is None:
+            ended = update_node(folder, node.node_id, ended_at=time.time(), reason="cluster down")
+            emit_node_event(spool, "node_ended", ended)
+
+
+def _cuda_devices() -> int:
+    """How many CUDA devices this machine has, without importing torch: the driver lists them here."""
+    gpus = Path("/proc/driver/nvidia/gpus")
+    return len(list(gpus.iterdir())) if gpus.is_dir() else 0
+
+
+def _write_record(folder: Path, record: ClusterRecord) -> None:
+    temporary = folder / "cluster.json.tmp"
+    temporary.write_text(json.dumps(asdict(record), indent=1))
+    temporary.replace(folder / "cluster.json")
+
+
+def _read_settings(folder: Path) -> Settings:
+    return Settings.model_validate_json((folder / "settings.json").read_text())
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _project_root(path: Path) -> Path:
+    """The folder that holds the recipes: the nearest one above the definition with `serve_apps` or `train_jobs`."""
+    for folder in path.resolve().parents:
+        if (folder / "serve_apps").is_dir() or (folder / "train_jobs").is_dir():
+            return folder
+    return path.resolve().parent
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[TextIO]:
+    """One `up` or `down` at a time. The lock goes with its process, however that ends."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ClusterBusy(
+                "another `heliostat up` or `down` is working on this cluster",
+                where=str(folder),
+                do="wait for it, or end it and run this again",
+            ) from error
+        yield file

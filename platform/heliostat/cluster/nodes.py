@@ -1,0 +1,72 @@
+"""What is known of each worker node of the embedded cluster: a file per node, and its events.
+
+Written by the provider (start, end), by the node itself (ready) and by a reclaim (why it ended); read by status,
+reclaim and down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from heliostat.events import Spool
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """One worker node as it lies on disk."""
+
+    node_id: str
+    group: str
+    role: str
+    market: str
+    gpus: float
+    cpus: float
+    pid: int
+    started_at: float  # seconds since the epoch
+    ready_at: float | None = None
+    ray_node_id: str | None = None  # hex, known once the raylet has registered
+    ended_at: float | None = None
+    reason: str | None = None
+
+
+def read_nodes(state_dir: Path) -> list[NodeRecord]:
+    """Every node the provider ever started in this `up`, oldest first, the ended ones too."""
+    folder = state_dir / "nodes"
+    if not folder.is_dir():
+        return []
+    records = [NodeRecord(**json.loads(path.read_text())) for path in folder.glob("*.json")]
+    return sorted(records, key=lambda record: record.started_at)
+
+
+def write_node(state_dir: Path, record: NodeRecord) -> None:
+    folder = state_dir / "nodes"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{record.node_id}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(asdict(record)))
+    temporary.replace(folder / f"{record.node_id}.json")
+
+
+def update_node(state_dir: Path, node_id: str, **changes: Any) -> NodeRecord:  # Any: fields of NodeRecord
+    current = json.loads((state_dir / "nodes" / f"{node_id}.json").read_text())
+    record = NodeRecord(**{**current, **changes})
+    write_node(state_dir, record)
+    return record
+
+
+def emit_node_event(spool: Spool, kind: str, record: NodeRecord) -> None:
+    spool.emit(
+        kind,
+        node=record.node_id,
+        group=record.group,
+        role=record.role,
+        market=record.market,
+        gpus=record.gpus,
+        started_at=record.started_at,
+        ready_at=record.ready_at,
+        ended_at=record.ended_at,
+        reason=record.reason,
+    )

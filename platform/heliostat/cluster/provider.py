@@ -1,0 +1,192 @@
+"""The node provider of the embedded cluster: Ray's autoscaler v2 asks it for nodes, it starts processes.
+
+It runs inside the head's autoscaler process. Each worker node is a process of its own (`heliostat.cluster.node`) in
+its own session. What it started is written to `<state>/nodes/<id>.json`, so that other processes (status, reclaim,
+down) can see it; start and end of each node become events for the meter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ray.autoscaler.node_provider import NodeProvider
+from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from heliostat.cluster import processes
+from heliostat.cluster.nodes import NodeRecord, emit_node_event, update_node, write_node
+from heliostat.events import Spool
+
+log = logging.getLogger(__name__)
+
+HEAD = "head"
+NODE_START_LIMIT_S = 60.0
+
+
+class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
+    """Ray's v1 provider interface, which autoscaler v2 wraps.
+
+    `provider_config` carries: state_dir, spool, gcs_address, temp_dir, groups {name: {role, market, cuda_devices}}.
+    """
+
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+        super().__init__(provider_config, cluster_name)
+        self._config = provider_config
+        self._state_dir = Path(provider_config["state_dir"])
+        self._spool = Spool(Path(provider_config["spool"]), f"provider-{os.getpid()}")
+        self._lock = threading.RLock()
+        # Nodes that start at the same moment on one machine can fail to register: one after another.
+        self._starting = threading.Lock()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._tags: dict[str, dict[str, str]] = {
+            HEAD: {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD}
+        }
+        self._devices: dict[str, list[int]] = {}
+
+    def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
+        with self._lock:
+            self._reap()
+            return [
+                node
+                for node, tags in self._tags.items()
+                if all(tags.get(key) == value for key, value in tag_filters.items())
+            ]
+
+    def is_running(self, node_id: str) -> bool:
+        with self._lock:
+            return node_id in self._tags
+
+    def is_terminated(self, node_id: str) -> bool:
+        return not self.is_running(node_id)
+
+    def node_tags(self, node_id: str) -> dict[str, str]:
+        with self._lock:
+            return dict(self._tags.get(node_id, {}))
+
+    def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
+        with self._lock:
+            self._tags[node_id].update(tags)
+
+    def internal_ip(self, node_id: str) -> str:
+        return node_id
+
+    def external_ip(self, node_id: str) -> str:
+        return node_id
+
+    def create_node_with_resources_and_labels(
+        self,
+        node_config: dict[str, Any],
+        tags: dict[str, str],
+        count: int,
+        resources: dict[str, float],
+        labels: dict[str, str],
+    ) -> None:
+        for _ in range(count):
+            with self._starting:
+                self._start_one(tags, resources, labels)
+
+    def terminate_node(self, node_id: str) -> None:
+        with self._lock:
+            process = self._running.get(node_id)
+        if process is None:
+            return
+        processes.kill_node(self._config["cluster_id"], node_id)
+        process.wait()
+        self._forget(node_id, reason="scaled down")
+
+    def _start_one(self, tags: dict[str, str], resources: dict[str, float], labels: dict[str, str]) -> None:
+        group = tags[TAG_RAY_USER_NODE_TYPE]
+        node_id = f"{group}-{uuid.uuid4().hex[:8]}"
+        spec = {
+            "node_id": node_id,
+            "group": group,
+            "gcs_address": self._config["gcs_address"],
+            "temp_dir": self._config["temp_dir"],
+            "state_dir": str(self._state_dir),
+            "resources": resources,
+            "labels": labels,
+        }
+        env = {**os.environ, processes.NODE_ID: node_id}
+        devices = self._take_devices(int(resources.get("GPU", 0)))
+        if devices:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        log_path = self._state_dir / "logs" / f"node-{node_id}.log"
+        with log_path.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "heliostat.cluster.node", json.dumps(spec)],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        about = self._config["groups"][group]
+        record = NodeRecord(
+            node_id=node_id,
+            group=group,
+            role=about["role"],
+            market=about["market"],
+            gpus=float(resources.get("GPU", 0)),
+            cpus=float(resources.get("CPU", 0)),
+            pid=process.pid,
+            started_at=time.time(),
+        )
+        write_node(self._state_dir, record)
+        emit_node_event(self._spool, "node_started", record)
+        with self._lock:
+            self._running[node_id] = process
+            self._devices[node_id] = devices
+            self._tags[node_id] = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER}
+        self._wait_registered(node_id, process, log_path)
+
+    def _wait_registered(self, node_id: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+        deadline = time.monotonic() + NODE_START_LIMIT_S
+        path = self._state_dir / "nodes" / f"{node_id}.json"
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            record = NodeRecord(**json.loads(path.read_text()))
+            if record.ray_node_id:
+                emit_node_event(self._spool, "node_ready", record)
+                return
+            time.sleep(0.05)
+        processes.kill_node(self._config["cluster_id"], node_id)
+        self._forget(node_id, reason="failed to start")
+        raise RuntimeError(f"node {node_id} did not start; its log is {log_path}")
+
+    def _reap(self) -> None:
+        for node_id, process in list(self._running.items()):
+            if process.poll() is not None:
+                processes.kill_node(self._config["cluster_id"], node_id)
+                self._forget(node_id, reason="lost")
+
+    def _forget(self, node_id: str, *, reason: str) -> None:
+        with self._lock:
+            if self._running.pop(node_id, None) is None:
+                return
+            self._tags.pop(node_id, None)
+            self._devices.pop(node_id, None)
+        path = self._state_dir / "nodes" / f"{node_id}.json"
+        known = json.loads(path.read_text()).get("reason")  # a reclaim has already said why
+        record = update_node(self._state_dir, node_id, ended_at=time.time(), reason=known or reason)
+        emit_node_event(self._spool, "node_ended", record)
+
+    def _take_devices(self, count: int) -> list[int]:
+        """CUDA devices for a node, each given to one node at a time; [] where GPUs are only logical."""
+        total = int(self._config.get("cuda_devices", 0))
+        if total == 0 or count == 0:
+            return []
+        with self._lock:
+            used = {device for devices in self._devices.values() for device in devices}
+        free = [device for device in range(total) if device not in used]
+        if len(free) < count:
+            raise RuntimeError(f"no free CUDA device: {total} on this machine, {len(used)} in use, {count} wanted")
+        return free[:count]

@@ -1,0 +1,82 @@
+"""The environment of every Ray process of the embedded cluster. Pure: values in, a dict out.
+
+Each setting has its reason beside it; the figures are in docs/decisions/0002-embedded-cluster.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heliostat.cluster.processes import CLUSTER_ID
+
+LOOPBACK_ONLY = "HELIOSTAT_LOOPBACK_ONLY"
+
+
+def head_environment(
+    base: dict[str, str],
+    *,
+    cluster_id: str,
+    token_path: Path,
+    settings_path: Path,
+    state_dir: Path,
+    ports: dict[str, int],
+) -> dict[str, str]:
+    """`base` with what the head needs; worker nodes, replicas and jobs inherit it.
+
+    `ports` has serve_http_min (1,000 from there on for replicas), haproxy_metrics and haproxy_stats.
+    """
+    kept = {key: value for key, value in base.items() if not key.startswith(("RAY_", "HELIOSTAT_"))}
+    haproxy = state_dir / "haproxy"
+    return {
+        **kept,
+        CLUSTER_ID: cluster_id,
+        LOOPBACK_ONLY: "1",
+        "HELIOSTAT_SETTINGS": str(settings_path),
+        "PYTHONUNBUFFERED": "1",
+        # Ray rewrites 127.0.0.1 to the machine's address and listens everywhere unless told that this is no cluster OS.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        # What the autoscaler calls the head.
+        "RAY_CLOUD_INSTANCE_ID": "head",
+        "RAY_NODE_TYPE_NAME": "head",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+        # Workers run at nice 15 otherwise and starve beside anything else on the machine.
+        "RAY_worker_niceness": "0",
+        # A frozen node is noticed after 1.6 s instead of 62.
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_failure_threshold": "4",
+        "RAY_health_check_initial_delay_ms": "1000",
+        **train_environment(),
+        # The front: HAProxy straight to the replicas, about 20 times cheaper than the Python proxy.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(state_dir / "bin" / "haproxy"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["haproxy_metrics"]),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["haproxy_stats"]),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Replays requests that were running on a replica that died.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "5",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports["serve_http_min"]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports["serve_http_min"] + 999),
+        # 30 s by default: an idle replica would hold its GPU that much longer.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    }
+
+
+def train_environment() -> dict[str, str]:
+    """Ray Train's controller as Heliostat wants it: quick to see a loss, slow to give up on a starting node."""
+    return {
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    }

@@ -1,0 +1,72 @@
+"""Taking a spot node away for real: notice, then every process of it is killed. For game days and for the demo."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+
+from heliostat.cluster import processes
+from heliostat.cluster.embedded import read_record
+from heliostat.cluster.nodes import NodeRecord, emit_node_event, read_nodes, update_node
+from heliostat.errors import ClusterError, ClusterNotUp
+from heliostat.events import Spool
+from heliostat.settings import Settings
+
+
+def reclaim(
+    settings: Settings,
+    group: str,
+    *,
+    notice_s: float,
+    seed: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> NodeRecord:
+    """Reclaim one living node of the group. Returns its record as it ended.
+
+    With a notice, Ray is told first (a drain with the reason preemption and this deadline), as a cloud's own notice
+    would be passed on; at the deadline the node's processes get SIGKILL, whatever they have done by then.
+    Raises ClusterError when the group has no node.
+    """
+    record = read_record(settings.cluster)
+    if record is None or settings.state_dir is None:
+        raise ClusterNotUp("only an embedded cluster's nodes can be reclaimed here", do="heliostat up cluster/laptop.yaml")
+    living = [
+        node
+        for node in read_nodes(settings.state_dir)
+        if node.group == group and node.ended_at is None and node.ray_node_id is not None
+    ]
+    if not living:
+        raise ClusterError(f"group {group!r} has no running node", do="start work on it first; heliostat status")
+    node = random.Random(seed).choice(living)
+    spool = Spool(settings.spool, f"reclaim-{os.getpid()}")
+    node = update_node(settings.state_dir, node.node_id, reason="reclaimed")
+    emit_node_event(spool, "reclaim_notice", node)
+    deadline = time.time() + notice_s
+    if notice_s > 0:
+        progress(f"notice to {node.node_id}: {notice_s:g} s")
+        _drain(settings, node, deadline)
+        time.sleep(max(0.0, deadline - time.time()))
+    killed = processes.kill_node(record.cluster_id, node.node_id)
+    progress(f"killed {killed} processes of {node.node_id}")
+    emit_node_event(spool, "reclaimed", node)
+    return node
+
+
+def _drain(settings: Settings, node: NodeRecord, deadline: float) -> None:
+    if settings.token_path is not None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.token_path)
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    client = GcsClient(address=settings.gcs_address)
+    accepted, why = client.drain_node(
+        node.ray_node_id,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        "the spot node is being reclaimed",
+        int(deadline * 1000),
+    )
+    if not accepted:
+        raise ClusterError(f"Ray refused the drain of {node.node_id}: {why}", do="reclaim with --notice 0s")

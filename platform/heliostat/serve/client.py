@@ -1,0 +1,59 @@
+"""Serve's REST API on the dashboard's port: the goal state in, what runs out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from heliostat.errors import ClusterNotUp, ClusterError
+from heliostat.settings import Settings
+
+_PATH = "/api/serve/applications/"
+
+
+@dataclass(frozen=True)
+class AppStatus:
+    name: str
+    status: str  # Ray's word: DEPLOYING, RUNNING, DEPLOY_FAILED, UNHEALTHY, DELETING, NOT_STARTED
+    message: str
+    replicas: int  # running ones
+
+
+class ServeClient:
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.dashboard_url + _PATH
+        token = settings.token_path.read_text().strip() if settings.token_path else ""
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def put(self, config: dict[str, Any]) -> None:
+        """Make `config` the whole goal state. Raises ClusterError with Serve's words when it refuses."""
+        answer = self._send("PUT", config)
+        if answer.status_code != 200:
+            raise ClusterError(f"Serve refused the configuration: {answer.text[:500]}", where=self._url)
+
+    def statuses(self) -> dict[str, AppStatus]:
+        """Every application Serve knows; {} while Serve has not been started."""
+        answer = self._send("GET", None)
+        if answer.status_code != 200:
+            return {}
+        return {name: _status(name, app) for name, app in answer.json().get("applications", {}).items()}
+
+    def _send(self, method: str, body: dict[str, Any] | None) -> httpx.Response:
+        try:
+            return httpx.request(method, self._url, json=body, headers=self._headers, timeout=30)
+        except httpx.TransportError as error:
+            raise ClusterNotUp(
+                f"the cluster does not answer: {error}", where=self._url, do="heliostat status, then heliostat up"
+            ) from error
+
+
+def _status(name: str, app: dict[str, Any]) -> AppStatus:
+    replicas = [
+        replica
+        for deployment in app.get("deployments", {}).values()
+        for replica in deployment.get("replicas", [])
+        if replica.get("state") == "RUNNING"
+    ]
+    return AppStatus(name, app.get("status", "UNKNOWN"), app.get("message", ""), len(replicas))

@@ -1,0 +1,246 @@
+"""The Ray Serve deployment every recipe runs in.
+
+`build(args)` is the application builder that Serve's REST configuration names. One replica: loads the artifact that
+the alias points to, warms it up, answers; a thread of its own watches the alias and takes over a new version between
+two batches, without a restart. A request is answered by the version that tokenised it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import importlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from heliostat.cluster.fence import keep_replica_on_loopback
+from heliostat.errors import HeliostatError
+from heliostat.events import Spool
+from heliostat.inference.device import pick_device
+from heliostat.inference.runner import Runner
+from heliostat.registry import Artifact, load_files, resolve
+from heliostat.serve.recipe import TextModel
+from heliostat.serve.reports import ReplicaReport, remove_report, write_report
+from heliostat.serve.requests import BadRequest, TextRequest, parse
+from heliostat.settings import Settings, load
+from heliostat.store import Store
+
+log = logging.getLogger(__name__)
+keep_replica_on_loopback()
+
+WATCH_S = 0.5
+REPORT_S = 2.0
+WARM_UP_TEXTS = ("turn on the light", "set the living room to twenty degrees please")
+
+
+class AppArguments(BaseModel):
+    """What the definition says, as it travels to the replica."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    app: str
+    recipe: str  # module:Class
+    model: str  # name@alias
+    max_queue_s: float
+    token_budget: int = 512
+    cpus: float
+    gpus: float
+    label_selector: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One version, in memory and warm."""
+
+    artifact: Artifact
+    model: TextModel[Any]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-Model-Version": f"v{self.artifact.version}", "X-Model-Digest": self.artifact.digest}
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    arguments = AppArguments.model_validate(args)
+    return ModelDeployment.bind(arguments)  # type: ignore[attr-defined, no-any-return]  # made by the decorator
+
+
+@serve.deployment(name="model", health_check_period_s=2, graceful_shutdown_timeout_s=10)
+class ModelDeployment:
+    def __init__(self, arguments: AppArguments) -> None:
+        self._arguments = arguments
+        self._settings: Settings = load()
+        self._store = Store.connect(self._settings.store)
+        self._spool = Spool(self._settings.spool, f"serve-{arguments.app}-{_replica_id()}")
+        begun = time.time()
+        self._loaded = self._load(resolve(self._store, arguments.model))
+        self._runner: Runner[tuple[Loaded, list[int]], Any] = Runner(_forward, budget_tokens=arguments.token_budget)
+        now = time.time()
+        self._report = ReplicaReport(
+            app=arguments.app,
+            replica=_replica_id(),
+            node=_node_id(),
+            version=self._loaded.artifact.version,
+            digest=self._loaded.artifact.digest,
+            loaded_at=now,
+            requests=0,
+            last_request_at=now,  # a replica is started for a request
+            queued_tokens=0,
+        )
+        self._emit("replica_ready", seconds=round(now - begun, 3))
+        write_report(self._store, self._report)
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="alias-watch", daemon=True)
+        self._watcher.start()
+
+    async def __call__(self, request: Request) -> Response:
+        try:
+            self._authorise(request)
+            sent = await self._read(request)
+            return await self._answer(sent)
+        except BadRequest as error:
+            headers = {"Retry-After": "1"} if error.status == 429 else {}
+            return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+    def check_health(self) -> None:
+        if not self._watcher.is_alive():
+            raise RuntimeError("the thread that watches the alias has died")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stop"):
+            self._stop.set()
+            self._emit("replica_ended", requests=self._report.requests)
+            remove_report(self._store, self._arguments.app, self._report.replica)
+
+    def _authorise(self, request: Request) -> None:
+        key = self._settings.api_key
+        if key is None:
+            return
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(sent.encode(), key.get_secret_value().encode()):
+            raise BadRequest(
+                401, "wrong_key", "the API key is missing or wrong", "send Authorization: Bearer KEY (heliostat status)"
+            )
+
+    async def _read(self, request: Request) -> TextRequest:
+        if request.method != "POST":
+            raise BadRequest(405, "wrong_method", f"{request.method} is not served here", "send a POST")
+        return parse(await request.body(), max_characters=self._loaded.model.max_characters)
+
+    async def _answer(self, sent: TextRequest) -> Response:
+        self._shed_if_late()
+        loaded = self._loaded  # one version for the whole request, whatever the watcher does meanwhile
+        items = [loaded.model.tokenise(text) for text in sent.texts]
+        results = await asyncio.gather(*(self._runner.submit((loaded, ids), tokens=len(ids)) for ids in items))
+        self._report = self._report.model_copy(
+            update={"requests": self._report.requests + 1, "last_request_at": time.time()}
+        )
+        identity = {
+            "model": loaded.artifact.name,
+            "version": f"v{loaded.artifact.version}",
+            "digest": loaded.artifact.digest,
+        }
+        answers = [loaded.model.present(result) for result in results]
+        body = {**answers[0], **identity} if sent.single else {"results": answers, **identity}
+        return Response(json.dumps(body), media_type="application/json", headers=loaded.headers)
+
+    def _shed_if_late(self) -> None:
+        """Refuse by seconds of queued work: a count of requests bounds nothing where lengths differ thirty times."""
+        queued_s = self._runner.queued_seconds
+        if queued_s > self._arguments.max_queue_s:
+            raise BadRequest(
+                429,
+                "overloaded",
+                f"{queued_s:.1f} s of work is queued; the limit is {self._arguments.max_queue_s:g} s",
+                f"try again in {math.ceil(queued_s)} s",
+            )
+
+    def _load(self, artifact: Artifact) -> Loaded:
+        recipe = _import(self._arguments.recipe)
+        model = recipe.load(load_files(self._store, artifact), pick_device())
+        loaded = Loaded(artifact, model)
+        for result in _forward([(loaded, model.tokenise(text)) for text in WARM_UP_TEXTS]):
+            json.dumps(model.present(result), allow_nan=False)  # NaN in the answer: the version is not fit to serve
+        return loaded
+
+    def _watch(self) -> None:
+        reported = 0.0
+        while not self._stop.wait(WATCH_S):
+            try:
+                changed = self._take_over_if_moved()
+                if changed or time.monotonic() - reported > REPORT_S:
+                    queued = self._runner.queued_tokens
+                    write_report(self._store, self._report.model_copy(update={"queued_tokens": queued}))
+                    reported = time.monotonic()
+            except Exception as error:  # noqa: BLE001  # a thread's boundary: the old version serves on, and says why
+                log.exception("the newer version could not be taken over")
+                self._report = self._report.model_copy(update={"error": f"{type(error).__name__}: {error}"})
+
+    def _take_over_if_moved(self) -> bool:
+        artifact = resolve(self._store, self._arguments.model)
+        if artifact.version == self._loaded.artifact.version:
+            return False
+        begun = time.time()
+        loaded = self._load(artifact)
+        self._loaded = loaded  # the switch: one reference
+        self._report = self._report.model_copy(
+            update={
+                "version": artifact.version,
+                "digest": artifact.digest,
+                "loaded_at": time.time(),
+                "error": None,
+            }
+        )
+        self._emit("version_live", seconds=round(time.time() - begun, 3))
+        return True
+
+    def _emit(self, kind: str, **fields: Any) -> None:
+        self._spool.emit(
+            kind,
+            app=self._arguments.app,
+            replica=_replica_id(),
+            node=_node_id(),
+            gpus=self._arguments.gpus,
+            version=self._loaded.artifact.version,
+            digest=self._loaded.artifact.digest,
+            **fields,
+        )
+
+
+def _forward(batch: list[tuple[Loaded, list[int]]]) -> list[Any]:
+    """Each item by the version that tokenised it; around a switch a batch may hold two."""
+    results: list[Any] = [None] * len(batch)
+    for loaded in {id(loaded): loaded for loaded, _ in batch}.values():
+        places = [place for place, (other, _) in enumerate(batch) if other is loaded]
+        for place, result in zip(places, loaded.model.forward([batch[place][1] for place in places]), strict=True):
+            results[place] = result
+    return results
+
+
+def _import(recipe: str) -> type[TextModel[Any]]:
+    module, _, name = recipe.partition(":")
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, TextModel)):
+        raise HeliostatError(
+            f"{recipe} is not a TextModel", where="applications.*.recipe", do="write module:Class of a subclass"
+        )
+    return found
+
+
+def _replica_id() -> str:
+    return str(serve.get_replica_context().replica_id.unique_id)
+
+
+def _node_id() -> str:
+    return os.environ.get("HELIOSTAT_NODE_ID", "")

@@ -1,0 +1,76 @@
+"""Which applications are wanted, in the store: `apps/<app>/desired.json`, written by `heliostat app deploy`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from heliostat.definition import Application
+from heliostat.errors import AppError, ObjectMissing
+from heliostat.settings import Settings
+from heliostat.store import Store
+
+RECIPES = ("serve_apps", "train_jobs")
+
+
+class DesiredApp(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    spec: Application
+    package: str  # URI of the zip with the recipes
+    target_ongoing_requests: float = 32
+
+
+def deploy(store: Store, settings: Settings, name: str, spec: Application) -> DesiredApp:
+    """Say in the store that the application is wanted. The controller acts on it. Safe to run twice."""
+    desired = DesiredApp(name=name, spec=spec, package=package(settings))
+    store.put(_key(name), desired.model_dump_json().encode())
+    return desired
+
+
+def remove(store: Store, name: str) -> None:
+    store.delete(_key(name))
+
+
+def read_desired(store: Store) -> list[DesiredApp]:
+    found = []
+    for info in store.list("apps/"):
+        if info.key.endswith("/desired.json"):
+            try:
+                found.append(DesiredApp.model_validate_json(store.get(info.key).data))
+            except ObjectMissing:
+                continue
+    return sorted(found, key=lambda app: app.name)
+
+
+def _key(name: str) -> str:
+    return f"apps/{name}/desired.json"
+
+
+def package(settings: Settings) -> str:
+    """The recipes as a zip named by its content, where the cluster's nodes can read it. Returns its URI."""
+    if settings.state_dir is None or settings.project_root is None:
+        raise AppError("this cluster is not embedded", do="deploy with an image that holds the recipes")
+    data = zip_recipes(settings.project_root)
+    path = settings.state_dir / "packages" / f"recipes-{hashlib.sha256(data).hexdigest()[:16]}.zip"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    return path.as_uri()
+
+
+def zip_recipes(root: Path) -> bytes:
+    """Equal recipes give equal bytes: sorted names, fixed times. Ray wants one folder at the top."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for folder in RECIPES:
+            for path in sorted((root / folder).rglob("*.py")):
+                info = zipfile.ZipInfo(f"recipes/{path.relative_to(root)}", date_time=(2020, 1, 1, 0, 0, 0))
+                archive.writestr(info, path.read_bytes())
+    return buffer.getvalue()

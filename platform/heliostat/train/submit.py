@@ -1,0 +1,128 @@
+"""Training jobs through Ray's Jobs API, as `ray job submit` would send them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from heliostat.definition import JobSpec
+from heliostat.errors import ClusterNotUp, JobError, JobFailed
+from heliostat.settings import Settings
+from heliostat.train.job import RUN
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    job_id: str  # Ray's submission id
+    run: str  # the run: the same one again resumes
+
+
+@dataclass(frozen=True)
+class JobRow:
+    job_id: str
+    run: str
+    status: str  # Ray's word: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED
+    entrypoint: str
+    started_at: float | None  # seconds since the epoch
+    ended_at: float | None
+
+
+def submit(
+    settings: Settings, name: str, spec: JobSpec, *, arguments: Sequence[str] = (), run: str | None = None, package: str
+) -> SubmittedJob:
+    """Send the job. `run` names an earlier run to resume; a new name is made otherwise.
+
+    The job's id is made from the run, so a submit that is repeated while the first still runs is told so.
+    """
+    run = run or f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    job_id = f"{run}-{uuid.uuid4().hex[:4]}"
+    running = [row for row in list_jobs(settings) if row.run == run and row.status not in FINISHED]
+    if running:
+        raise JobError(
+            f"run {run!r} is running already as job {running[0].job_id}", do=f"heliostat job logs {running[0].job_id}"
+        )
+    entrypoint = shlex.join([*shlex.split(spec.entrypoint), *arguments])
+    _client(settings).submit_job(
+        entrypoint=entrypoint,
+        submission_id=job_id,
+        runtime_env={"working_dir": package, "env_vars": {RUN: run}},
+        metadata={"heliostat_run": run, "job": name},
+    )
+    return SubmittedJob(job_id, run)
+
+
+def list_jobs(settings: Settings) -> list[JobRow]:
+    rows = [
+        JobRow(
+            job_id=info.submission_id or info.job_id or "",
+            run=(info.metadata or {}).get("heliostat_run", ""),
+            status=str(getattr(info.status, "value", info.status)),
+            entrypoint=info.entrypoint,
+            started_at=None if info.start_time is None else info.start_time / 1000,
+            ended_at=None if info.end_time is None else info.end_time / 1000,
+        )
+        for info in _client(settings).list_jobs()
+        if info.submission_id
+    ]
+    return sorted(rows, key=lambda row: row.started_at or 0)
+
+
+def logs(settings: Settings, job_id: str) -> str:
+    _must_exist(settings, job_id)
+    return str(_client(settings).get_job_logs(job_id))
+
+
+def stop(settings: Settings, job_id: str) -> None:
+    """Ask the job to end; its newest checkpoint stays, and the same run name resumes from it."""
+    _must_exist(settings, job_id)
+    _client(settings).stop_job(job_id)
+
+
+def wait(settings: Settings, job: SubmittedJob, *, limit_s: float) -> Iterator[str]:
+    """Yield the job's status about twice a second until it has succeeded. Raises JobFailed with the end of its log."""
+    client = _client(settings)
+    deadline = time.monotonic() + limit_s
+    while True:
+        status = str(client.get_job_status(job.job_id).value)
+        yield status
+        if status == "SUCCEEDED":
+            return
+        if status in FINISHED:
+            tail = "\n".join(str(client.get_job_logs(job.job_id)).splitlines()[-25:])
+            raise JobFailed(
+                f"job {job.job_id} {status.lower()}\n{tail}", where=f"run {job.run}", do="mend the cause; submit with --run"
+            )
+        if time.monotonic() > deadline:
+            raise JobFailed(f"job {job.job_id} is still {status} after {limit_s:.0f} s", do="heliostat job logs")
+        time.sleep(0.5)
+
+
+def _must_exist(settings: Settings, job_id: str) -> None:
+    known = [row.job_id for row in list_jobs(settings)]
+    if job_id not in known:
+        raise JobError(f"there is no job {job_id!r}", do=f"one of: {', '.join(known) or 'none was submitted yet'}")
+
+
+def _client(settings: Settings) -> JobSubmissionClient:
+    if settings.token_path is not None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.token_path)
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(settings.dashboard_url)
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterNotUp(
+            f"the cluster does not answer: {error}", where=settings.dashboard_url, do="heliostat status, then heliostat up"
+        ) from error

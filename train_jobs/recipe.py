@@ -51,8 +51,17 @@ class Recipe:
     """Start the head at each intent's mean embedding instead of at random."""
 
 
-V1 = Recipe(epochs=1, frozen_layers=4)
+V1 = Recipe(epochs=2, batch_size=16, sentences_per_intent=12, frozen_layers=3, head_from_centroids=False)
+"""The first model one would try: a dozen sentences per intent, the upper half of the encoder, seconds on two cores."""
+
 V2 = Recipe(epochs=2)
+"""The better one: every sentence and every layer, below a minute on two cores.
+
+Tried against it, macro-F1 on wordings held out, mean over the seeds 0, 1, 2 (this recipe: 0.925):
+label smoothing 0.1: 0.878; the same with dropout 0.1: 0.901; four layers frozen, one epoch: 0.897; 30 sentences per
+intent, one epoch of batches of 16: 0.916; 12 sentences likewise: 0.890. Head rate 5e-3: 0.909 against 0.928 (seeds 0
+and 1). bf16 autocast: equal, and one fifth faster (seed 0).
+"""
 
 
 def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:

@@ -24,6 +24,7 @@ from heliostat.definition import ClusterDefinition
 from heliostat.definition import load as load_definition
 from heliostat.errors import ClusterNotUp, UsageError
 from heliostat.events import Event, read_events
+from heliostat.names import check_name
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
 from heliostat.promote.gate import Verdict
 from heliostat.registry import (
@@ -67,9 +68,14 @@ class Released:
     replicas: tuple[ReplicaReport, ...]  # those that report the version; () for an app at zero
 
 
-def up(definition: Path, *, progress: Progress = lambda _: None) -> Platform:
-    """Start the embedded cluster of a definition; see `heliostat.cluster.embedded.up`."""
-    return Platform(embedded.up(load_definition(definition), definition, progress=progress))
+def up(definition: Path, *, name: str | None = None, progress: Progress = lambda _: None) -> Platform:
+    """Start the embedded cluster of a definition, under another name if one is given, so that two can stand side by
+    side; see `heliostat.cluster.embedded.up`.
+    """
+    wanted = load_definition(definition)
+    if name is not None:
+        wanted = wanted.model_copy(update={"name": check_name(name, what="cluster name")})
+    return Platform(embedded.up(wanted, definition, progress=progress))
 
 
 class Platform:

@@ -35,11 +35,14 @@ def root(
 
 
 @app.command()
-def up(definition: Annotated[Path, typer.Argument(help="A cluster definition, such as cluster/laptop.yaml")]) -> None:
+def up(
+    definition: Annotated[Path, typer.Argument(help="A cluster definition, such as cluster/laptop.yaml")],
+    name: Annotated[str | None, typer.Option(help="Another name, for a second cluster of one definition.")] = None,
+) -> None:
     """Start the embedded cluster of a definition. Running it again finds the cluster up."""
     from heliostat import sdk
 
-    platform = sdk.up(definition, progress=print_progress)
+    platform = sdk.up(definition, name=name, progress=print_progress)
     print_progress(f"up: dashboard {platform.settings.dashboard_url}, applications {platform.settings.serve_url}")
     print_progress(f"the dashboard asks for the token in {platform.settings.token_path}")
 
@@ -48,9 +51,9 @@ def up(definition: Annotated[Path, typer.Argument(help="A cluster definition, su
 def down(cluster: Cluster = None) -> None:
     """End every process the cluster started, and nothing else. The store's data stays."""
     from heliostat.cluster import embedded
-    from heliostat.settings import current_cluster
+    from heliostat.settings import load
 
-    name = cluster or current_cluster()
+    name = cluster or load().cluster
     ended = embedded.down(name, progress=print_progress)
     print_progress(f"down: {len(ended)} processes of {name} ended, none left")
 

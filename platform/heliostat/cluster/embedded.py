@@ -59,6 +59,10 @@ def cluster_dir(name: str) -> Path:
     return home() / "clusters" / name
 
 
+def mark(record: ClusterRecord) -> processes.Mark:
+    return processes.Mark(record.cluster_id, cluster_dir(record.name) / "sessions")
+
+
 def up(definition: ClusterDefinition, path: Path, *, progress: Progress = lambda _: None) -> Settings:
     """Start the cluster of `definition`, or find it running. Safe to run twice, also after a crash.
 
@@ -98,7 +102,7 @@ def down(name: str, *, progress: Progress = lambda _: None) -> list[processes.Ow
     with _locked(folder):
         progress("ending processes")
         ended = _end(record, folder)
-        left = processes.owned(record.cluster_id)
+        left = processes.owned(mark(record))
         if left:
             raise ClusterError(
                 f"{len(left)} processes would not end: {', '.join(str(p.pid) for p in left)}", do="run down again"
@@ -110,7 +114,7 @@ def status(name: str) -> ClusterStatus:
     record = read_record(name)
     if record is None:
         raise ClusterNotUp(f"there is no cluster {name!r}", do="heliostat up cluster/laptop.yaml")
-    return ClusterStatus(record, _head_alive(record), len(processes.owned(record.cluster_id)))
+    return ClusterStatus(record, _head_alive(record), len(processes.owned(mark(record))))
 
 
 def read_record(name: str) -> ClusterRecord | None:
@@ -169,6 +173,7 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
         settings_path=folder / "settings.json",
         state_dir=folder,
         ports=record.ports,
+        cuda_devices=_cuda_devices(),
     )
     if definition.store.kind == "embedded":
         progress("starting the S3 store")
@@ -176,9 +181,11 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
     _ensure_bucket(settings)
     progress("starting the Ray head")
     head = _start_head(definition, record, folder, env)
+    processes.note_session(mark(record), head.pid)
     _wait_for_head(head, settings, folder)
     progress("starting the controller")
-    _spawn([sys.executable, "-m", "heliostat.controller"], "controller", folder, env)
+    controller = _spawn([sys.executable, "-m", "heliostat.controller"], "controller", folder, env)
+    processes.note_session(mark(record), controller.pid)
     return settings
 
 
@@ -244,6 +251,7 @@ def _start_store(settings: Settings, folder: Path, record: ClusterRecord, env: d
         log=folder / "logs" / "store.log",
         env=env,
     )
+    processes.note_session(mark(record), process.pid)
     store_server.wait_ready(process, port=record.ports["store"], log=folder / "logs" / "store.log")
 
 
@@ -336,7 +344,7 @@ def _wait_for_head(head: subprocess.Popen[bytes], settings: Settings, folder: Pa
 
 
 def _head_alive(record: ClusterRecord) -> bool:
-    return any("gcs_server" in process.command.split(" ")[0] for process in processes.owned(record.cluster_id))
+    return any("gcs_server" in process.command.split(" ")[0] for process in processes.owned(mark(record)))
 
 
 def _refuse_change(record: ClusterRecord, path: Path) -> None:
@@ -349,7 +357,7 @@ def _refuse_change(record: ClusterRecord, path: Path) -> None:
 
 
 def _end(record: ClusterRecord, folder: Path) -> list[processes.OwnedProcess]:
-    ended = processes.end_all(record.cluster_id)
+    ended = processes.end_all(mark(record))
     _close_nodes(folder)
     shutil.rmtree(record.temp_dir, ignore_errors=True)
     _write_record(folder, replace(record, phase="down"))

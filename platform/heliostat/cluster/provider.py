@@ -41,6 +41,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
         super().__init__(provider_config, cluster_name)
         self._config = provider_config
         self._state_dir = Path(provider_config["state_dir"])
+        self._mark = processes.Mark(provider_config["cluster_id"], self._state_dir / "sessions")
         self._spool = Spool(Path(provider_config["spool"]), f"provider-{os.getpid()}")
         self._lock = threading.RLock()
         # Nodes that start at the same moment on one machine can fail to register: one after another.
@@ -98,7 +99,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             process = self._running.get(node_id)
         if process is None:
             return
-        processes.kill_node(self._config["cluster_id"], node_id)
+        processes.kill_node(self._mark, node_id)
         process.wait()
         self._forget(node_id, reason="scaled down")
 
@@ -128,6 +129,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        processes.note_session(self._mark, process.pid, node_id=node_id)
         about = self._config["groups"][group]
         record = NodeRecord(
             node_id=node_id,
@@ -158,14 +160,14 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
                 emit_node_event(self._spool, "node_ready", record)
                 return
             time.sleep(0.05)
-        processes.kill_node(self._config["cluster_id"], node_id)
+        processes.kill_node(self._mark, node_id)
         self._forget(node_id, reason="failed to start")
         raise RuntimeError(f"node {node_id} did not start; its log is {log_path}")
 
     def _reap(self) -> None:
         for node_id, process in list(self._running.items()):
             if process.poll() is not None:
-                processes.kill_node(self._config["cluster_id"], node_id)
+                processes.kill_node(self._mark, node_id)
                 self._forget(node_id, reason="lost")
 
     def _forget(self, node_id: str, *, reason: str) -> None:

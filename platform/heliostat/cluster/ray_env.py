@@ -5,6 +5,8 @@ Each setting has its reason beside it; the figures are in docs/decisions/0002-em
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from heliostat.cluster.processes import CLUSTER_ID
@@ -20,6 +22,7 @@ def head_environment(
     settings_path: Path,
     state_dir: Path,
     ports: dict[str, int],
+    cuda_devices: int,
 ) -> dict[str, str]:
     """`base` with what the head needs; worker nodes, replicas and jobs inherit it.
 
@@ -31,8 +34,12 @@ def head_environment(
         **kept,
         CLUSTER_ID: cluster_id,
         LOOPBACK_ONLY: "1",
+        # Read by heliostat.train.job: GPUs that are declared but not there cannot speak NCCL.
+        "HELIOSTAT_LOGICAL_GPUS": "0" if cuda_devices else "1",
         "HELIOSTAT_SETTINGS": str(settings_path),
         "PYTHONUNBUFFERED": "1",
+        # So that a job's `python` is this one, whichever way `heliostat` was called.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', '')}",
         # Ray rewrites 127.0.0.1 to the machine's address and listens everywhere unless told that this is no cluster OS.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",

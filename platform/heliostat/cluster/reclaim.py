@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from heliostat.cluster import processes
-from heliostat.cluster.embedded import read_record
+from heliostat.cluster.embedded import mark, read_record
 from heliostat.cluster.nodes import NodeRecord, emit_node_event, read_nodes, update_node
 from heliostat.errors import ClusterError, ClusterNotUp
 from heliostat.events import Spool
@@ -48,7 +48,7 @@ def reclaim(
         progress(f"notice to {node.node_id}: {notice_s:g} s")
         _drain(settings, node, deadline)
         time.sleep(max(0.0, deadline - time.time()))
-    killed = processes.kill_node(record.cluster_id, node.node_id)
+    killed = processes.kill_node(mark(record), node.node_id)
     progress(f"killed {killed} processes of {node.node_id}")
     emit_node_event(spool, "reclaimed", node)
     return node

@@ -2,7 +2,7 @@
 
 `build(args)` is the application builder that Serve's REST configuration names. One replica: loads the artifact that
 the alias points to, warms it up, answers; a thread of its own watches the alias and takes over a new version between
-two batches, without a restart. A request is answered by the version that tokenised it.
+two batches, without a restart. A request is answered by one version, the one that tokenised it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ keep_replica_on_loopback()
 
 WATCH_S = 0.5
 REPORT_S = 2.0
+DEADLINE_S = 60.0  # an item that has waited this long is not run
 WARM_UP_TEXTS = ("turn on the light", "set the living room to twenty degrees please")
 
 
@@ -85,7 +86,9 @@ class ModelDeployment:
         self._spool = Spool(self._settings.spool, f"serve-{arguments.app}-{_replica_id()}")
         begun = time.time()
         self._loaded = self._load(resolve(self._store, arguments.model))
-        self._runner: Runner[tuple[Loaded, list[int]], Any] = Runner(_forward, budget_tokens=arguments.token_budget)
+        self._runner: Runner[Any] = Runner(
+            self._loaded.model.forward, identity=self._loaded, budget_tokens=arguments.token_budget
+        )
         now = time.time()
         self._report = ReplicaReport(
             app=arguments.app,
@@ -140,9 +143,7 @@ class ModelDeployment:
 
     async def _answer(self, sent: TextRequest) -> Response:
         self._shed_if_late()
-        loaded = self._loaded  # one version for the whole request, whatever the watcher does meanwhile
-        items = [loaded.model.tokenise(text) for text in sent.texts]
-        results = await asyncio.gather(*(self._runner.submit((loaded, ids), tokens=len(ids)) for ids in items))
+        loaded, results = await self._run(sent.texts)
         self._report = self._report.model_copy(
             update={"requests": self._report.requests + 1, "last_request_at": time.time()}
         )
@@ -154,6 +155,16 @@ class ModelDeployment:
         answers = [loaded.model.present(result) for result in results]
         body = {**answers[0], **identity} if sent.single else {"results": answers, **identity}
         return Response(json.dumps(body), media_type="application/json", headers=loaded.headers)
+
+    async def _run(self, texts: tuple[str, ...]) -> tuple[Loaded, list[Any]]:
+        """All results from one version. If a new one was taken over meanwhile, its own tokeniser starts again."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while True:
+            loaded = self._loaded
+            items = [loaded.model.tokenise(text) for text in texts]
+            answers = await asyncio.gather(*(self._runner.submit(ids, deadline_s) for ids in items))
+            if all(answer.identity is loaded for answer in answers):
+                return loaded, [answer.result for answer in answers]
 
     def _shed_if_late(self) -> None:
         """Refuse by seconds of queued work: a count of requests bounds nothing where lengths differ thirty times."""
@@ -170,7 +181,7 @@ class ModelDeployment:
         recipe = _import(self._arguments.recipe)
         model = recipe.load(load_files(self._store, artifact), pick_device())
         loaded = Loaded(artifact, model)
-        for result in _forward([(loaded, model.tokenise(text)) for text in WARM_UP_TEXTS]):
+        for result in model.forward([model.tokenise(text) for text in WARM_UP_TEXTS]):
             json.dumps(model.present(result), allow_nan=False)  # NaN in the answer: the version is not fit to serve
         return loaded
 
@@ -193,7 +204,8 @@ class ModelDeployment:
             return False
         begun = time.time()
         loaded = self._load(artifact)
-        self._loaded = loaded  # the switch: one reference
+        self._loaded = loaded
+        self._runner.swap(loaded.model.forward, loaded)
         self._report = self._report.model_copy(
             update={
                 "version": artifact.version,
@@ -216,16 +228,6 @@ class ModelDeployment:
             digest=self._loaded.artifact.digest,
             **fields,
         )
-
-
-def _forward(batch: list[tuple[Loaded, list[int]]]) -> list[Any]:
-    """Each item by the version that tokenised it; around a switch a batch may hold two."""
-    results: list[Any] = [None] * len(batch)
-    for loaded in {id(loaded): loaded for loaded, _ in batch}.values():
-        places = [place for place, (other, _) in enumerate(batch) if other is loaded]
-        for place, result in zip(places, loaded.model.forward([batch[place][1] for place in places]), strict=True):
-            results[place] = result
-    return results
 
 
 def _import(recipe: str) -> type[TextModel[Any]]:

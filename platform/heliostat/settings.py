@@ -1,0 +1,191 @@
+"""Which cluster and store a command talks to: one file per cluster, written by `up`, overridden by the environment.
+
+    <home>/clusters/<name>/settings.json    mode 0600: it holds keys
+    <home>/current                          the name of the cluster that commands mean when they name none
+
+`<home>` is HELIOSTAT_HOME, ~/.heliostat by default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SecretStr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+)
+
+from heliostat.errors import SettingsError, UsageError
+from heliostat.names import check_name
+
+UP = "heliostat up cluster/laptop.yaml"
+_REVEAL = {"reveal": True}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSettings(_Frozen):
+    """Where the object store is and how to sign requests. `endpoint` None: AWS's own, by region.
+
+    Without keys, the machine's own role or web identity is used.
+    """
+
+    endpoint: str | None = None
+    bucket: str
+    region: str = "us-east-1"
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        host = urlsplit(self.endpoint or "").hostname
+        return host in ("127.0.0.1", "::1", "localhost")
+
+    @field_serializer("secret_access_key", "session_token", mode="wrap")
+    def _secret(
+        self, value: SecretStr | None, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> object:
+        return _reveal(value, handler, info)
+
+
+class Settings(_Frozen):
+    """What a command, a node or a replica has to know of its cluster. Fields without a default are always known."""
+
+    cluster: str
+    dashboard_url: str
+    gcs_address: str
+    token_path: Path | None = None
+    """The file with Ray's auth token."""
+    serve_url: str
+    api_key: SecretStr | None = None
+    """What applications ask of their callers."""
+    store: StoreSettings
+    spool: Path
+    """The folder that events are written to before they are shipped."""
+    state_dir: Path | None = None
+    """The embedded cluster's folder; None for a cluster on Kubernetes."""
+    project_root: Path | None = None
+    """The folder that holds serve_apps/ and train_jobs/."""
+
+    @field_serializer("api_key", mode="wrap")
+    def _secret(
+        self, value: SecretStr | None, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> object:
+        return _reveal(value, handler, info)
+
+
+def _reveal(value: SecretStr | None, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> object:
+    """Secrets come out only where `save` asks for them; a log or a printed model shows stars."""
+    if value is not None and isinstance(info.context, dict) and info.context.get("reveal"):
+        return value.get_secret_value()
+    return handler(value)
+
+
+def home() -> Path:
+    """The folder of everything that Heliostat keeps on this machine: HELIOSTAT_HOME, or ~/.heliostat."""
+    return Path(os.environ.get("HELIOSTAT_HOME") or Path.home() / ".heliostat")
+
+
+def settings_path(cluster: str) -> Path:
+    return home() / "clusters" / check_name(cluster, what="cluster name") / "settings.json"
+
+
+def save(settings: Settings, path: Path) -> None:
+    """Write the file whole or not at all, readable by its owner alone from the first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".settings-")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(settings.model_dump_json(indent=1, context=_REVEAL))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def load(cluster: str | None = None) -> Settings:
+    """The settings that hold here.
+
+    The file: HELIOSTAT_SETTINGS (a path), else that of `cluster`, of HELIOSTAT_CLUSTER, or of `<home>/current`. Over
+    it: HELIOSTAT_STORE_ENDPOINT, HELIOSTAT_STORE_BUCKET, and for the keys AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_SESSION_TOKEN and AWS_REGION. Raises SettingsError with the command that makes the missing file.
+    """
+    settings = _read(_find(cluster))
+    store = _override(settings.store, os.environ)
+    return settings if store == settings.store else settings.model_copy(update={"store": store})
+
+
+def _find(cluster: str | None) -> Path:
+    given = os.environ.get("HELIOSTAT_SETTINGS")
+    if given:
+        return Path(given)
+    named = cluster or os.environ.get("HELIOSTAT_CLUSTER") or _current()
+    try:
+        return settings_path(named)
+    except UsageError as error:
+        raise SettingsError(error.what, where="the name of the cluster", do=error.do) from error
+
+
+def _current() -> str:
+    path = home() / "current"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        raise SettingsError("no cluster was chosen, and none is current", where=str(path), do=f"run `{UP}`") from None
+
+
+def _read(path: Path) -> Settings:
+    try:
+        return Settings.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise SettingsError("there are no settings for this cluster", where=str(path), do=f"run `{UP}`") from None
+    except OSError as error:
+        raise SettingsError(f"the settings cannot be read: {error.strerror}", where=str(path)) from error
+    except ValidationError as error:
+        # Neither the inputs nor the cause are shown: they may hold keys.
+        found = "; ".join(
+            f"{'.'.join(map(str, entry['loc'])) or 'file'}: {entry['msg']}"
+            for entry in error.errors(include_input=False)
+        )
+        raise SettingsError(f"the settings are damaged: {found}", where=str(path), do=f"run `{UP}` again") from None
+
+
+def _override(store: StoreSettings, env: Mapping[str, str]) -> StoreSettings:
+    values = json.loads(store.model_dump_json(context=_REVEAL))
+    elsewhere = env.get("HELIOSTAT_STORE_ENDPOINT")
+    values.update({"endpoint": elsewhere} if elsewhere else {})
+    values.update({"bucket": env["HELIOSTAT_STORE_BUCKET"]} if env.get("HELIOSTAT_STORE_BUCKET") else {})
+    # The embedded store has keys of its own: the AWS keys in somebody's shell would only lock them out of it.
+    if elsewhere or not (store.is_loopback and store.access_key_id):
+        values.update(_aws_keys(env))
+    return StoreSettings.model_validate(values)
+
+
+def _aws_keys(env: Mapping[str, str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    if env.get("AWS_ACCESS_KEY_ID") and env.get("AWS_SECRET_ACCESS_KEY"):
+        # All three at once: a session token belongs to its pair of keys.
+        found = {
+            "access_key_id": env["AWS_ACCESS_KEY_ID"],
+            "secret_access_key": env["AWS_SECRET_ACCESS_KEY"],
+            "session_token": env.get("AWS_SESSION_TOKEN"),
+        }
+    region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
+    return {**found, "region": region} if region else found

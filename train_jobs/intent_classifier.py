@@ -55,7 +55,7 @@ def train(context: TrainContext, config: Config) -> None:
     labels = intents.labels(training)
     targets = [labels.index(example.label) for example in training]
     tokenizer = load_tokenizer(pretrained_folder())
-    tokens = tokenizer.encode([example.text for example in training])
+    tokens = tokenizer([example.text for example in training])
     encoder = load_pretrained(pretrained_folder(), dropout=config.recipe.dropout)
     model = IntentClassifier(encoder, classes=len(labels), dropout=config.recipe.dropout).to(context.device)
     optimizer = pieces.make_optimizer(model, config.recipe)
@@ -70,19 +70,23 @@ def train(context: TrainContext, config: Config) -> None:
     parallel = DistributedDataParallel(model) if context.world_size > 1 else model
     step = 0
     for epoch in range(config.recipe.epochs):
-        for batch in pieces.batches(
-            targets, config.recipe, seed=config.seed, epoch=epoch, rank=context.rank, world=context.world_size
-        ):
+        for batch in pieces.batches(targets, config.recipe, seed=config.seed, epoch=epoch):
             step += 1
             if step <= done:
                 continue
+            share = batch[context.rank :: context.world_size]
+            # DDP averages over workers; shares of unequal length must weigh by it. An empty one takes part with none.
+            weight = len(share) * context.world_size / len(batch)
+            share = share or batch[:1]
             pieces.set_rate(optimizer, pieces.learning_rate(step - 1, total, config.recipe))
-            loss = _step(parallel, optimizer, [tokens[i] for i in batch], [targets[i] for i in batch], config.recipe)
+            loss = _step(
+                parallel, optimizer, [tokens[i] for i in share], [targets[i] for i in share], config.recipe, weight
+            )
             context.step_done(step, total, loss=loss, tokens=sum(len(tokens[i]) for i in batch))
 
     metrics, files = {}, {}
     if context.rank == 0:
-        metrics = score(model, tokenizer.encode([e.text for e in test]), [e.label for e in test], labels)
+        metrics = score(model, tokenizer([e.text for e in test]), [e.label for e in test], labels)
         context.log(f"held-out templates: accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}")
         files = _files(model, labels)
     context.finish(files=files, metrics=metrics, lineage=_lineage(model, training, test, config))
@@ -122,7 +126,7 @@ def _predict(model, tokens) -> list[int]:  # type: ignore[no-untyped-def]
     return found
 
 
-def _step(model, optimizer, tokens, targets, recipe) -> float:  # type: ignore[no-untyped-def]
+def _step(model, optimizer, tokens, targets, recipe, weight) -> float:  # type: ignore[no-untyped-def]
     import torch
 
     from heliostat.inference.encoder import pack
@@ -132,7 +136,7 @@ def _step(model, optimizer, tokens, targets, recipe) -> float:  # type: ignore[n
     device = next(model.parameters()).device
     optimizer.zero_grad(set_to_none=True)
     loss = pieces.loss_fn(model(flat.to(device), lengths), torch.tensor(targets, device=device), recipe)
-    loss.backward()
+    (loss * weight).backward()
     optimizer.step()
     return float(loss.detach())
 

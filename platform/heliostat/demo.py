@@ -45,7 +45,7 @@ TEXTS = (
     "start a timer for ten minutes please",
 )
 NOTICE_S = 8.0
-RECLAIM_AT = 0.35  # of v1's steps
+RECLAIM_AT = 0.35  # of v2's steps
 RATE_PER_S = 50
 LOAD_S = 14.0
 SWAP_AT_S = 4.0
@@ -134,11 +134,11 @@ def run(definition: Path, *, keep: bool) -> int:
 
 def _play(platform: Platform, view: View, timeline: Timeline) -> None:
     platform.apps.deploy(APP)
-    first = _train(platform, view, timeline, "v1", reclaim=True)
+    first = _train(platform, view, timeline, "v1", reclaim=False)
     v1 = _publish(platform, timeline, first, "v1")
     _release(platform, timeline, v1)
     _first_answer(platform, view, timeline, v1)
-    second = _train(platform, view, timeline, "v2", reclaim=False)
+    second = _train(platform, view, timeline, "v2", reclaim=True)
     v2 = _publish(platform, timeline, second, "v2")
     _hot_swap(platform, view, timeline, v1, v2)
     _only_loopback(timeline)
@@ -248,13 +248,17 @@ def _ask_until_answered(platform: Platform, *, limit_s: float) -> tuple[dict[str
     """One request, held by the platform while it wakes; asked again while Serve is still being set up (404)."""
     begun = time.monotonic()
     while True:
-        response = httpx.post(
-            platform.apps.url(APP), json={"text": TEXTS[0]}, headers=_headers(platform), timeout=limit_s
-        )
-        if response.status_code == 200:
-            return response.json(), time.monotonic() - begun
+        try:
+            response = httpx.post(
+                platform.apps.url(APP), json={"text": TEXTS[0]}, headers=_headers(platform), timeout=limit_s
+            )
+            said = f"HTTP {response.status_code} {response.text[:200]}"
+            if response.status_code == 200:
+                return response.json(), time.monotonic() - begun
+        except httpx.TransportError as error:
+            said = f"{type(error).__name__}: {error}"
         if time.monotonic() - begun > limit_s:
-            raise Failed(f"no answer within {limit_s:.0f} s: HTTP {response.status_code} {response.text[:200]}")
+            raise Failed(f"no answer within {limit_s:.0f} s: {said}")
         time.sleep(0.2)
 
 

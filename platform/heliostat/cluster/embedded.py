@@ -136,7 +136,7 @@ def _new_record(definition: ClusterDefinition, path: Path, folder: Path) -> Clus
         definition_digest=_digest(path),
         project_root=str(_project_root(path)),
         ports=_choose_ports(definition),
-        temp_dir=f"/tmp/heliostat-{user}",  # noqa: S108  # private: made 0700 and checked for its owner below
+        temp_dir=f"/tmp/hs-{user}",  # noqa: S108  # private: made 0700 and checked for its owner below
         started_at=time.time(),
     )
 
@@ -172,6 +172,7 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
         token_path=folder / "token",
         settings_path=folder / "settings.json",
         state_dir=folder,
+        temp_dir=Path(record.temp_dir),
         ports=record.ports,
         cuda_devices=_cuda_devices(),
     )
@@ -190,7 +191,7 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
 
 
 def _prepare_folders(folder: Path, record: ClusterRecord) -> None:
-    for name in ("logs", "nodes", "spool", "haproxy", "bin", "store", "packages"):
+    for name in ("logs", "nodes", "spool", "bin", "store", "packages"):
         (folder / name).mkdir(exist_ok=True)
     for old in (folder / "nodes").glob("*.json"):  # of an earlier `up`: their ends are in the events
         old.unlink()

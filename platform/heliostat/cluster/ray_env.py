@@ -21,6 +21,7 @@ def head_environment(
     token_path: Path,
     settings_path: Path,
     state_dir: Path,
+    temp_dir: Path,
     ports: dict[str, int],
     cuda_devices: int,
 ) -> dict[str, str]:
@@ -29,7 +30,8 @@ def head_environment(
     `ports` has serve_http_min (1,000 from there on for replicas), haproxy_metrics and haproxy_stats.
     """
     kept = {key: value for key, value in base.items() if not key.startswith(("RAY_", "HELIOSTAT_"))}
-    haproxy = state_dir / "haproxy"
+    # HAProxy takes socket paths of 97 bytes at most, and Ray puts a node id of 56 into them.
+    haproxy = temp_dir / "h"
     return {
         **kept,
         CLUSTER_ID: cluster_id,
@@ -64,7 +66,7 @@ def head_environment(
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(state_dir / "bin" / "haproxy"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["haproxy_metrics"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from heliostat.errors import ClusterNotUp, ClusterError
+from heliostat.errors import ClusterError, ClusterNotUp
 from heliostat.settings import Settings
 
 _PATH = "/api/serve/applications/"
@@ -31,7 +31,8 @@ class ServeClient:
         """Make `config` the whole goal state. Raises ClusterError with Serve's words when it refuses."""
         answer = self._send("PUT", config)
         if answer.status_code != 200:
-            raise ClusterError(f"Serve refused the configuration: {answer.text[:500]}", where=self._url)
+            last = answer.text.strip().splitlines()[-1:] or [f"HTTP {answer.status_code}"]
+            raise ClusterError(f"Serve refused the configuration: {last[0][-500:]}", where=self._url)
 
     def statuses(self) -> dict[str, AppStatus]:
         """Every application Serve knows; {} while Serve has not been started."""

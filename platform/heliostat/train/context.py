@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heliostat.commit import commit
+from heliostat.errors import ObjectMissing
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
 from heliostat.settings import Settings, load
@@ -108,6 +110,25 @@ class TrainContext:
         self._barrier()
         self._emit_worker("worker_ended")
 
+    def fail(self, trace: str) -> None:
+        """Say that the training function itself is wrong, then let the other ranks know by closing the connections."""
+        import torch.distributed as dist
+
+        print(trace, flush=True)  # noqa: T201  # the job's log is its standard output
+        self._store.put(_failure_key(self.spec.run), trace.encode())
+        self._emit_worker("worker_failed")
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def failed_elsewhere(self, *, wait_s: float) -> bool:
+        """Whether another rank has said so, waiting a moment for it."""
+        deadline = time.monotonic() + wait_s
+        while read_failure(self._store, self.spec.run) is None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
     def log(self, message: str) -> None:
         if self.rank == 0:
             print(message, flush=True)  # noqa: T201  # the job's log is its standard output
@@ -146,6 +167,22 @@ class TrainContext:
     def _emit(self, kind: str, **fields: Any) -> None:
         if self.rank == 0:
             self._spool.emit(kind, run=self.spec.run, attempt=self._attempt, **self.spec.tags, **fields)
+
+
+def read_failure(store: Store, run: str) -> str | None:
+    """The traceback that ended the run, None where its training function has not failed."""
+    try:
+        return store.get(_failure_key(run)).data.decode()
+    except ObjectMissing:
+        return None
+
+
+def clear_failure(store: Store, run: str) -> None:
+    store.delete(_failure_key(run))
+
+
+def _failure_key(run: str) -> str:
+    return f"runs/{run}/failure.txt"
 
 
 def worker_context(spec: RunSpec) -> TrainContext:

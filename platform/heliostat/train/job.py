@@ -11,16 +11,24 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from heliostat.commit import Manifest, read_file, read_manifest
-from heliostat.errors import JobFailed
+from heliostat.errors import JobFailed, StoreError
 from heliostat.settings import Settings, load
 from heliostat.store import Store
-from heliostat.train.context import OUTPUT_META, RunSpec, TrainContext, worker_context
+from heliostat.train.context import (
+    OUTPUT_META,
+    RunSpec,
+    TrainContext,
+    clear_failure,
+    read_failure,
+    worker_context,
+)
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -28,8 +36,10 @@ if TYPE_CHECKING:
 RUN = "HELIOSTAT_RUN"
 Config = TypeVar("Config")
 
-# Of the user's own code. Losses of nodes are counted apart: a notice is free, a kill is charged here by Ray.
-MAX_FAILURES = 3
+# Losses without notice in one run; those with notice are not counted by Ray, and the user's own errors end the run.
+MAX_FAILURES = 20
+# How long a worker whose peer went away waits to hear that it failed by its own error.
+PEER_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,14 @@ def run(
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
     _fit(train, config, spec, settings)
     made = trained_model(store, run_name)
+    failure = None if made else read_failure(store, run_name)
+    if failure is not None:
+        clear_failure(store, run_name)  # so that the same run may be tried again, mended
+        raise JobFailed(
+            f"the training function raised\n{failure}",
+            where=f"run {run_name}",
+            do="mend it; the same run name resumes from the last checkpoint",
+        )
     if made is None:
         raise JobFailed(f"run {run_name} ended without calling context.finish(...)", do="call it on every rank")
     return made
@@ -112,8 +130,26 @@ def _fit(train: Callable[[TrainContext, Config], None], config: Config, spec: Ru
 
 
 def _worker(arguments: dict[str, Any]) -> None:
+    """One worker. An error of the user's own code is told once and ends the run; only losses are tried again."""
     context = worker_context(arguments["spec"])
-    arguments["train"](context, arguments["config"])
+    try:
+        arguments["train"](context, arguments["config"])
+    except Exception as error:
+        if _is_loss(error):
+            if not context.failed_elsewhere(wait_s=PEER_S):
+                raise
+            return
+        context.fail(traceback.format_exc(limit=-4))
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a node, a peer or the store went away, rather than the training function being wrong."""
+    import torch.distributed
+    from ray.exceptions import RayActorError
+
+    if isinstance(error, RayActorError | StoreError | torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)  # gloo raises no class of its own
 
 
 def _scaling(spec: RunSpec) -> ScalingConfig:
@@ -148,9 +184,8 @@ def _gpus_are_logical() -> bool:
 
 
 def _tags() -> dict[str, str]:
-    return {
-        key: os.environ[f"HELIOSTAT_{key.upper()}"] for key in ("team", "project") if f"HELIOSTAT_{key.upper()}" in os.environ
-    }
+    given = {key: os.environ.get(f"HELIOSTAT_{key.upper()}") for key in ("team", "project")}
+    return {key: value for key, value in given.items() if value}
 
 
 def _root_cause(error: BaseException) -> str:

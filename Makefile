@@ -21,7 +21,7 @@ check: $(READY)
 	$(BIN)/pytest -m "not real" tests/unit tests/property
 
 prove: $(READY)
-	$(BIN)/python docs/prove.py
+	$(BIN)/python tests/prove.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

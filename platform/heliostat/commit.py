@@ -95,7 +95,10 @@ def read_file(store: Store, manifest: Manifest, name: str) -> bytes:
     """One file, verified. Raises CorruptArtifact that names the file when a byte is not what was written."""
     key = manifest.key(name)
     entry = manifest.files[name]
-    data = store.get(key).data
+    try:
+        data = store.get(key).data
+    except ObjectMissing as error:
+        raise CorruptArtifact(f"{name} is gone from the store", where=key, do="write it again") from error
     if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise CorruptArtifact(
             f"{name} is not what was written: {len(data)} bytes, sha256 differs", where=key, do="write it again"

@@ -127,7 +127,8 @@ def load(path: Path) -> ClusterDefinition:
     apps = definition.applications if definition else _valid_parts(data, "applications", Application)
     jobs = definition.jobs if definition else _valid_parts(data, "jobs", JobSpec)
     known = set(data.get("groups") or {}) if isinstance(data.get("groups"), dict) else set(groups)
-    for location, message in _cross_checks(groups, apps, jobs, known):
+    store = definition.store if definition else _valid_store(data)
+    for location, message in [*_cross_checks(groups, apps, jobs, known), *_check_store(store)]:
         problems.append(Problem(_dotted(location), message, str(path), _line(lines, location)))
     if problems or definition is None:
         raise DefinitionError(sorted(problems, key=lambda problem: problem.line or 0))
@@ -144,6 +145,8 @@ def _cross_checks(
         yield from _check_fallback(name, group, groups, known)
     for name, app in apps.items():
         yield from _check_group(("applications", name, "group"), app.group, "serving", groups, known)
+        yield from _check_gpus(name, app, groups)
+    yield from _check_routes(apps)
     for name, job in jobs.items():
         yield from _check_group(("jobs", name, "group"), job.group, "training", groups, known)
 
@@ -176,10 +179,42 @@ def _check_group(
         yield location, f"group {group!r} has role {groups[group].role}, not {role}; {offer}"
 
 
+def _check_gpus(name: str, app: Application, groups: Mapping[str, WorkerGroup]) -> Iterator[tuple[Location, str]]:
+    group = groups.get(app.group)
+    if group is not None and app.gpus_per_replica > group.gpus:
+        yield (
+            ("applications", name, "gpus_per_replica"),
+            f"{app.gpus_per_replica:g} does not fit: a node of group {app.group!r} has {group.gpus}; "
+            f"write {group.gpus} or less, or give the group more GPUs per node",
+        )
+
+
+def _check_routes(apps: Mapping[str, Application]) -> Iterator[tuple[Location, str]]:
+    owners: dict[str, str] = {}
+    for name, app in apps.items():
+        owner = owners.setdefault(app.route, name)
+        if owner != name:
+            yield ("applications", name, "route"), f"{app.route!r} is already the route of {owner!r}; write another one"
+
+
+def _check_store(store: StoreSpec | None) -> Iterator[tuple[Location, str]]:
+    if store is not None and store.kind == "embedded" and store.endpoint is not None:
+        yield (
+            ("store", "endpoint"),
+            f"{store.endpoint!r} would be ignored: an embedded store has its own; remove it, or write kind: s3",
+        )
+
+
+def _valid_store(data: Mapping[str, Any]) -> StoreSpec | None:
+    try:
+        return StoreSpec.model_validate(data.get("store"))
+    except ValidationError:
+        return None  # told already
+
+
 def _read(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
     """(plain data, the tree that knows lines, what is wrong with the YAML itself that reading can go on after)."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError
 
     try:
@@ -188,16 +223,14 @@ def _read(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
         raise DefinitionError([Problem("", "there is no such file", str(path))], do="give the path of one") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError([Problem("", f"it cannot be read: {error}", str(path))]) from error
-    problems: list[Problem] = []
+    yaml = YAML(typ="rt")
+    yaml.allow_duplicate_keys = True  # found below, all of them; ruamel would stop at the first
     try:
-        tree = YAML(typ="rt").load(text)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        first = (error.problem or "a key stands twice").splitlines()[0].split(" with value")[0]
-        problems.append(Problem("", f"{first}; give each a name of its own", str(path), line))
-        lenient = YAML(typ="rt")
-        lenient.allow_duplicate_keys = True
-        tree = lenient.load(text)
+        problems = [
+            Problem(_dotted(location), message, str(path), line)
+            for location, message, line in _duplicates(YAML(typ="rt").compose(text))
+        ]
+        tree = yaml.load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise DefinitionError([Problem("", f"not YAML: {error.problem}", str(path), line)]) from error
@@ -206,6 +239,26 @@ def _read(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
             [Problem("", "it holds no mapping", str(path), 1)], do="start with name:, groups: and store:"
         )
     return _plain(tree), tree, problems
+
+
+def _duplicates(node: Any, above: Location = ()) -> Iterator[tuple[Location, str, int]]:  # Any: ruamel's nodes
+    """(where, what, line) of every key that stands twice in its mapping."""
+    if getattr(node, "id", "") == "sequence":
+        for index, value in enumerate(node.value):
+            yield from _duplicates(value, (*above, index))
+    if getattr(node, "id", "") != "mapping":
+        return
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in first:
+            yield (
+                (*above, name),
+                f"found duplicate key {name!r}, first on line {first[name]}; give each a name of its own",
+                line,
+            )
+        first.setdefault(name, line)
+        yield from _duplicates(value, (*above, name))
 
 
 def _plain(node: Any) -> Any:  # Any: YAML

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
+import json
 import shutil
 import sys
 import threading
@@ -57,10 +59,11 @@ class Failed(Exception):
 
 @dataclass
 class Timeline:
-    """Seconds from start, what happened, and its figures."""
+    """Seconds from start, what happened, and its figures; `facts` are the same figures for machines."""
 
     begun: float = field(default_factory=time.time)
     rows: list[tuple[float, str, str]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)  # Any: JSON
 
     def note(self, what: str, detail: str = "", *, at: float | None = None) -> None:
         self.rows.append(((at or time.time()) - self.begun, what, detail))
@@ -108,8 +111,8 @@ class View:
             self._console.print(f"{title}: {time.monotonic() - begun:.1f} s")
 
 
-def run(definition: Path, *, keep: bool) -> int:
-    """The demo. Returns the exit code."""
+def run(definition: Path, *, keep: bool, report: Path | None = None) -> int:
+    """The demo. Returns the exit code. `report` is a file for its figures as JSON."""
     view, timeline = View(), Timeline()
     _start_fresh()
     platform: Platform | None = None
@@ -129,7 +132,10 @@ def run(definition: Path, *, keep: bool) -> int:
             ended = embedded.down(NAME)
             left = owned(embedded.mark(record)) if record else []
             print(f"down: {len(ended)} processes ended, {len(left)} left")  # noqa: T201
-    return 0
+            timeline.facts["processes"] = {"ended": len(ended), "left": [process.command for process in left]}
+    if report is not None:
+        _write_report(report, timeline)
+    return 0 if not timeline.facts.get("processes", {}).get("left") else 1
 
 
 def _play(platform: Platform, view: View, timeline: Timeline) -> None:
@@ -280,6 +286,7 @@ def _hot_swap(platform: Platform, view: View, timeline: Timeline, v1: Artifact, 
         timeline.note("hot swap: every replica on v2", f"{time.time() - begun:.1f} s after the gate was asked")
         driver.join()
     load = outcome["load"]
+    timeline.facts["load"] = dataclasses.asdict(load)
     versions = ", ".join(f"{version} {count}" for version, count in sorted(load.versions.items()))
     timeline.note(
         "load during the swap",
@@ -332,6 +339,7 @@ def _only_loopback(timeline: Timeline) -> None:
     record = embedded.read_record(NAME)
     found = listeners(embedded.mark(record)) if record else []
     outside = [listener for listener in found if not listener.on_loopback]
+    timeline.facts["listeners"] = [f"{entry.address}:{entry.port} {entry.command}" for entry in found]
     timeline.note("listening addresses", f"{len(found)} on loopback, {len(outside)} elsewhere")
     if outside:
         raise Failed(f"listens beyond loopback: {[(o.address, o.port, o.command) for o in outside]}")
@@ -352,9 +360,17 @@ def _show(platform: Platform, timeline: Timeline, *, keep: bool) -> None:
     rows = [(round(seconds, 1), what, detail) for seconds, what, detail in sorted(timeline.rows)]
     print_table(("seconds", "step", "figures"), rows, title="Timeline")
     time.sleep(2.5)  # the controller ships the last events once a second
-    print_cost(*platform.cost())
+    groups, steps = platform.cost()
+    print_cost(groups, steps)
+    timeline.facts["gpu_seconds"] = [dataclasses.asdict(group) for group in groups]
+    timeline.facts["steps"] = [dataclasses.asdict(step) for step in steps]
     if keep:
         _invite(platform)
+
+
+def _write_report(path: Path, timeline: Timeline) -> None:
+    rows = [{"seconds": round(at, 2), "step": what, "figures": detail} for at, what, detail in sorted(timeline.rows)]
+    path.write_text(json.dumps({"timeline": rows, **timeline.facts}, indent=1) + "\n")
 
 
 def _invite(platform: Platform) -> None:
@@ -387,8 +403,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The whole loop on this machine.")
     parser.add_argument("definition", type=Path, nargs="?", default=Path("cluster/laptop.yaml"))
     parser.add_argument("--keep", action="store_true", help="leave the platform up")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the figures as JSON")
     parsed = parser.parse_args()
-    return run(parsed.definition, keep=parsed.keep)
+    return run(parsed.definition, keep=parsed.keep, report=parsed.report)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ on disk before `emit` returns, and a line torn by a kill is never read. In the s
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -14,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from heliostat.store import Store
 
 SCHEMA = 1
+CLOCK_MARGIN = timedelta(hours=1)
 _OFFSET = ".shipped"  # beside a spool file: "<bytes shipped> <next segment>"
 # Of the envelope; an event's own fields may not have these names.
 _RESERVED = frozenset({"id", "schema", "time_s", "monotonic_s", "source", "kind"})
@@ -81,17 +83,24 @@ def ship_spool(store: Store, folder: Path) -> int:
     Killed at any line it loses nothing: what was shipped but not yet noted is shipped again under the same key, found
     to be there, and noted. Readers drop a repeated event by its id.
     """
-    return sum(_ship_file(store, path) for path in sorted(folder.glob("*.jsonl")))
+    if not folder.is_dir():
+        return 0
+    with (folder / ".shipping").open("w") as lock:  # the controller and `down` may ship the same folder
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(_ship_file(store, path) for path in sorted(folder.glob("*.jsonl")))
 
 
 def read_events(store: Store, *, since: datetime | None = None) -> list[Event]:
-    """Every event in the store, each once, by time; `since` leaves out the days before it."""
-    first_day = "" if since is None else f"{since.astimezone(UTC):%Y-%m-%d}"
+    """Every event in the store, each once, by time; `since` leaves out what happened before it."""
+    # A segment is written after its events, so one that is older than `since` holds none of them. Its day cannot tell:
+    # that is the day of its first event. The margin is for clocks that differ.
+    oldest = datetime.min.replace(tzinfo=UTC) if since is None else since - CLOCK_MARGIN
     lines: list[bytes] = []
     for info in store.list("events/"):
-        if info.key.split("/")[1] >= first_day:
+        if info.modified >= oldest:
             lines += _whole_lines(store.get(info.key).data)
-    return _fold(lines)
+    events = _fold(lines)
+    return events if since is None else [event for event in events if event.time_s >= since.timestamp()]
 
 
 def _ship_file(store: Store, path: Path) -> int:
@@ -103,26 +112,29 @@ def _ship_file(store: Store, path: Path) -> int:
     data = data[: data.rfind(b"\n") + 1]
     if not data:
         return 0
-    # The day of the spool's first event, so that a repeat after midnight finds the same key.
-    day = datetime.fromtimestamp(_first_time(path), UTC)
-    key = f"events/{day:%Y-%m-%d}/{path.stem}/{sequence:08d}.jsonl"
-    try:
-        store.create(key, data)
-    except ObjectExists:
-        # Ours, from before a kill. The file has grown since, so the rest goes into the next segment.
-        data = store.get(key).data
+    # The day of the segment's first event, so that a repeat after midnight finds the same key.
+    first = next(_parse(data.splitlines()), None)
+    day = datetime.fromtimestamp(0 if first is None else first.time_s, UTC)
+    shipped, sequence = _create_segment(store, f"events/{day:%Y-%m-%d}/{path.stem}", sequence, data)
     temporary = noted.with_suffix(".tmp")
-    temporary.write_text(f"{offset + len(data)} {sequence + 1}")
+    temporary.write_text(f"{offset + shipped} {sequence + 1}")
     temporary.replace(noted)
     return 1
 
 
-def _first_time(path: Path) -> float:
-    with path.open("rb") as file:
-        for line in file:
-            for event in _parse([line]):
-                return event.time_s
-    return time.time()
+def _create_segment(store: Store, prefix: str, sequence: int, data: bytes) -> tuple[int, int]:
+    """(bytes of `data` that are in the store now, the number of the segment that holds them)."""
+    while True:
+        key = f"{prefix}/{sequence:08d}.jsonl"
+        try:
+            store.create(key, data)
+            return len(data), sequence
+        except ObjectExists:
+            there = store.get(key).data
+        if data.startswith(there):
+            # Ours, from before a kill. The file may have grown since: the rest goes into the next segment.
+            return len(there), sequence
+        sequence += 1  # another machine's, whose process has the same name
 
 
 def _ends_torn(descriptor: int) -> bool:

@@ -41,7 +41,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width; 80 would fold the figures
+    console.print(table)
 
 
 def _cell(value: object) -> str:

@@ -61,6 +61,8 @@ def autoscaling_config(
         "provider": {
             "type": "external",
             "module": "heliostat.cluster.provider.EmbeddedProvider",
+            # Nodes come with Ray; without this the autoscaler tries to install it over ssh, and fails.
+            "disable_node_updaters": True,
             "cluster_id": cluster_id,
             "state_dir": str(state_dir),
             "spool": str(spool),

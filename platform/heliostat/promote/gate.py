@@ -10,12 +10,17 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict
 
 from heliostat.definition import GateRules
+from heliostat.errors import ObjectExists
 from heliostat.registry import Artifact
 from heliostat.store import Store
 
 
+# 0.8 - 0.1 is 0.7000000000000001 in floating point: a candidate at exactly the limit passes.
+TOLERANCE = 1e-9
+
+
 class Reason(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")  # NaN must read back as NaN, not as null
 
     rule: str
     passed: bool
@@ -25,7 +30,7 @@ class Reason(BaseModel):
 
 
 class Verdict(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     passed: bool
     reasons: tuple[Reason, ...]
@@ -50,14 +55,19 @@ def judge(rules: GateRules, candidate: Mapping[str, float], production: Mapping[
 def store_verdict(store: Store, artifact: Artifact, verdict: Verdict) -> str:
     """Keep the verdict as an object of its own, never overwritten. Returns its key."""
     data = verdict.model_dump_json(indent=1).encode()
-    taken = store.list(f"models/{artifact.name}/verdicts/v{artifact.version}")
-    key = f"models/{artifact.name}/verdicts/v{artifact.version}/{len(taken) + 1:04d}.json"
-    store.create(key, data)
-    return key
+    folder = f"models/{artifact.name}/verdicts/v{artifact.version}"
+    number = len(store.list(folder)) + 1
+    while True:
+        key = f"{folder}/{number:04d}.json"
+        try:
+            store.create(key, data)
+            return key
+        except ObjectExists:
+            number += 1  # another judge was first, or this is our own and is kept twice: harmless
 
 
 def _at_least(metric: str, metrics: Mapping[str, float], limit: float, *, rule: str) -> Reason:
     value = metrics.get(metric, float("nan"))
-    passed = value >= limit  # False for NaN
+    passed = value >= limit - TOLERANCE  # False for NaN
     sign = ">=" if passed else "<"
     return Reason(rule=rule, passed=passed, value=value, limit=limit, text=f"{rule} {value:.4f} {sign} {limit:.4f}")

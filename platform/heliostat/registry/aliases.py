@@ -5,6 +5,7 @@ The body carries a generation, since equal tags do not prove that nothing happen
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +25,8 @@ class AliasMove(BaseModel):
     why: str
     from_version: int | None
     to_version: int
+    back: bool = False  # a rollback: it undoes the last move that is not undone yet
+    mark: str = ""  # random: tells a mover whose answer was lost which entry is its own
 
 
 class Alias(BaseModel):
@@ -60,6 +63,46 @@ def move_alias(
 
     Exactly one of several concurrent movers wins; the others get AliasMoved, which names the winner.
     """
+    return _move(
+        store, name, alias, to_version=to_version, expected_version=expected_version, who=who, why=why, back=False
+    )
+
+
+def rollback_alias(store: Store, *, name: str, alias: str, who: str, why: str) -> Alias:
+    """Back to the version that the current one replaced. Raises RegistryError when there was none.
+
+    Rolled back twice, it goes back two versions: never forward again to the one that was taken away.
+    """
+    current = must_get_alias(store, name, alias)
+    before = _before(current.history)
+    if before is None:
+        raise RegistryError(f"{name}@{alias} has never pointed at an earlier version", do="release one first")
+    return _move(
+        store, name, alias, to_version=before, expected_version=current.version, who=who, why=why, back=True
+    )
+
+
+def _before(history: tuple[AliasMove, ...]) -> int | None:
+    standing: list[int] = []  # the versions that were moved to and not undone
+    for move in history:
+        if move.back:
+            standing.pop()
+        else:
+            standing.append(move.to_version)
+    return standing[-2] if len(standing) > 1 else None
+
+
+def _move(
+    store: Store,
+    name: str,
+    alias: str,
+    *,
+    to_version: int,
+    expected_version: int | None,
+    who: str,
+    why: str,
+    back: bool,
+) -> Alias:
     check_name(alias, what="alias")
     try:
         store.head(f"models/{name}/{version_name(to_version)}/manifest.json")
@@ -69,7 +112,15 @@ def move_alias(
     if (None if found is None else found[0].version) != expected_version:
         raise _moved(store, name, alias, expected_version)
     history = () if found is None else found[0].history
-    move = AliasMove(at=datetime.now(UTC), who=who, why=why, from_version=expected_version, to_version=to_version)
+    move = AliasMove(
+        at=datetime.now(UTC),
+        who=who,
+        why=why,
+        from_version=expected_version,
+        to_version=to_version,
+        back=back,
+        mark=uuid.uuid4().hex,
+    )
     moved = Alias(
         name=name,
         alias=alias,
@@ -85,21 +136,10 @@ def move_alias(
             store.swap(_key(name, alias), data, found[1])
     except (ObjectExists, SwapLost) as error:
         now = get_alias(store, name, alias)
-        if now is not None and now.history[-1] == move:
-            return now  # our own write, whose answer was lost
+        if now is not None and move in now.history:
+            return moved  # our own write, whose answer was lost; others may have moved it on since
         raise _moved(store, name, alias, expected_version) from error
     return moved
-
-
-def rollback_alias(store: Store, *, name: str, alias: str, who: str, why: str) -> Alias:
-    """Back to the version before the current one. Raises RegistryError when there was none."""
-    current = must_get_alias(store, name, alias)
-    before = current.history[-1].from_version
-    if before is None:
-        raise RegistryError(f"{name}@{alias} has never pointed at another version", do="release one first")
-    return move_alias(
-        store, name=name, alias=alias, to_version=before, expected_version=current.version, who=who, why=why
-    )
 
 
 def _read(store: Store, name: str, alias: str) -> tuple[Alias, str] | None:

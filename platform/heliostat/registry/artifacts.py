@@ -84,8 +84,10 @@ def publish(
     Raises UnsafeArtifact for what is not safetensors, JSON or text, before anything is written.
     """
     check_name(name, what="model name")
-    _refuse_unsafe(files)
-    digest = artifact_digest({path: _entry(data) for path, data in files.items()})
+    # Read once: a file that changed between the digest and the upload would claim a version that nobody can load.
+    contents = {path: data if isinstance(data, bytes) else data.read_bytes() for path, data in files.items()}
+    _refuse_unsafe(contents)
+    digest = artifact_digest({path: _entry(content) for path, content in contents.items()})
     attempt = uuid.uuid4().hex[:12]
     known = list_versions(store, name)
     while True:
@@ -99,7 +101,7 @@ def publish(
             manifest = commit(
                 store,
                 folder,
-                files,
+                contents,
                 manifest_key=f"{folder}/manifest.json",
                 attempt=attempt,
                 body=body.model_dump_json(),
@@ -183,12 +185,11 @@ def _artifact(manifest: Manifest) -> Artifact:
     return Artifact(name=body.name, version=body.version, digest=body.digest, metadata=body.metadata, manifest=manifest)
 
 
-def _entry(data: Path | bytes) -> FileEntry:
-    content = data if isinstance(data, bytes) else data.read_bytes()
+def _entry(content: bytes) -> FileEntry:
     return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _refuse_unsafe(files: Mapping[str, Path | bytes]) -> None:
+def _refuse_unsafe(files: Mapping[str, bytes]) -> None:
     if not files:
         raise UnsafeArtifact("there is nothing to publish", do="give at least the weights")
     for path, data in files.items():
@@ -202,14 +203,19 @@ def _refuse_unsafe(files: Mapping[str, Path | bytes]) -> None:
             _check_safetensors(path, data)
 
 
-def _check_safetensors(path: str, data: Path | bytes) -> None:
-    content = data if isinstance(data, bytes) else data.read_bytes()
+def _check_safetensors(path: str, content: bytes) -> None:
+    """The header is read, and its tensors must lie end to end up to the last byte, as the format demands."""
     try:
         (length,) = struct.unpack("<Q", content[:8])
         header = json.loads(content[8 : 8 + length])
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        whole = max(ends, default=0) + 8 + length == len(content)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        spans = sorted(tuple(entry["data_offsets"]) for key, entry in header.items() if key != "__metadata__")
+        end = 0
+        for begin, after in spans:
+            if begin != end or after < begin:
+                raise ValueError(f"a tensor lies at {begin}..{after}, where the one before ends at {end}")
+            end = after
+        whole = end + 8 + length == len(content)
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnsafeArtifact(f"{path} is not safetensors: {error}", do="save it with safetensors") from error
     if not whole:
         raise UnsafeArtifact(f"{path} is cut off: its header promises more or fewer bytes", do="save it again")

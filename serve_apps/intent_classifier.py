@@ -44,7 +44,7 @@ class IntentClassifierApp(TextModel[Intent]):
         return list(self._tokenizer.encode(text).ids)
 
     @torch.inference_mode()
-    def forward(self, batch: Sequence[list[int]]) -> list[Intent]:
+    def forward(self, batch: Sequence[Sequence[int]]) -> list[Intent]:
         flat = torch.tensor([token for ids in batch for token in ids], device=self._device)
         best = self._model(flat, [len(ids) for ids in batch]).softmax(-1).max(-1)
         return [

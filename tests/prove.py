@@ -1,7 +1,7 @@
 """`make prove`: run what each claim rests on and write docs/evidence.md. Takes about 25 minutes on two cores.
 
-    python tests/prove.py              everything
-    python tests/prove.py demo import  some of it; the other claims keep the figures last seen
+python tests/prove.py              everything
+python tests/prove.py demo import  some of it; the other claims keep the figures last seen
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def prove_demo() -> list[Evidence]:
     )
     outside = [entry for entry in facts["listeners"] if not entry.startswith(("127.", "::1:", "::ffff:127."))]
     return [
-        _evidence("The demo runs from an empty cluster to a hot swap and back to zero", command, f"{took:.0f} s; {phases}"),
+        _evidence(
+            "The demo runs from an empty cluster to a hot swap and back to zero", command, f"{took:.0f} s; {phases}"
+        ),
         _evidence("A reclaim with notice costs no recomputed step", command, reclaim),
         _evidence(
             "A hot swap at 50 requests/s loses none",

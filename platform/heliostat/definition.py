@@ -154,9 +154,7 @@ def _cross_checks(
 def _check_fallback(
     name: str, group: WorkerGroup, groups: Mapping[str, WorkerGroup], known: set[str]
 ) -> Iterator[tuple[Location, str]]:
-    suitable = sorted(
-        other for other, spec in groups.items() if spec.role == "serving" and spec.market == "on-demand"
-    )
+    suitable = sorted(other for other, spec in groups.items() if spec.role == "serving" and spec.market == "on-demand")
     offer = f"one of: {', '.join(suitable)}" if suitable else "add an on-demand serving group and name it"
     if group.role == "serving" and group.market == "spot" and group.fallback is None:
         yield (
@@ -231,6 +229,9 @@ def _read(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
             for location, message, line in _duplicates(YAML(typ="rt").compose(text))
         ]
         tree = yaml.load(text)
+        data = _plain(tree)
+    except RecursionError as error:
+        raise DefinitionError([Problem("", "it is nested too deep, or refers to itself", str(path))]) from error
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise DefinitionError([Problem("", f"not YAML: {error.problem}", str(path), line)]) from error
@@ -238,7 +239,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
         raise DefinitionError(
             [Problem("", "it holds no mapping", str(path), 1)], do="start with name:, groups: and store:"
         )
-    return _plain(tree), tree, problems
+    return data, tree, problems
 
 
 def _duplicates(node: Any, above: Location = ()) -> Iterator[tuple[Location, str, int]]:  # Any: ruamel's nodes
@@ -254,7 +255,7 @@ def _duplicates(node: Any, above: Location = ()) -> Iterator[tuple[Location, str
         if name in first:
             yield (
                 (*above, name),
-                f"found duplicate key {name!r}, first on line {first[name]}; give each a name of its own",
+                f'found duplicate key "{name}", first on line {first[name]}; give each a name of its own',
                 line,
             )
         first.setdefault(name, line)
@@ -304,7 +305,7 @@ def _fields_beside(location: Location) -> list[str]:
     """The fields that the part with the unknown key could have."""
     model: Any = ClusterDefinition
     for part in location[:-1]:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) else None
+        field = model.model_fields.get(str(part))
         if field is None:
             continue  # a name of the user's, below a dict
         model = next((arg for arg in _arguments(field.annotation) if _is_part(arg)), model)
@@ -329,17 +330,15 @@ def _valid_parts(data: Mapping[str, Any], key: str, model: Any) -> dict[str, Any
     return parts
 
 
-def _line(tree: Any, location: Location) -> int | None:
+def _line(tree: Any, location: Location) -> int | None:  # Any: ruamel's tree
     """The line of the deepest key of the location that stands in the file, counted from 1."""
     line = None
     for part in location:
-        if not isinstance(tree, dict | list):
-            break
         try:
-            line = (tree.lc.key(part) if isinstance(tree, dict) else tree.lc.item(part))[0] + 1
+            line = (tree.lc.item(part) if isinstance(part, int) else tree.lc.key(part))[0] + 1
             tree = tree[part]
         except (KeyError, IndexError, TypeError, AttributeError):
-            break
+            break  # a missing key, or below a scalar
     return line
 
 

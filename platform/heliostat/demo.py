@@ -25,8 +25,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from heliostat import sdk
-from heliostat.cli.app import print_cost
-from heliostat.cli.show import print_table
 from heliostat.cluster import embedded
 from heliostat.cluster.listeners import listeners
 from heliostat.cluster.processes import owned
@@ -34,6 +32,7 @@ from heliostat.errors import HeliostatError
 from heliostat.events import Event, read_spool
 from heliostat.registry import Artifact
 from heliostat.sdk import Platform
+from heliostat.show import print_cost, print_table
 from heliostat.train.submit import SubmittedJob
 
 NAME = "demo"
@@ -275,7 +274,9 @@ def _hot_swap(platform: Platform, view: View, timeline: Timeline, v1: Artifact, 
     url, headers = platform.apps.url(APP), _headers(platform)
 
     def drive() -> None:
-        outcome["load"] = asyncio.run(constant_load(url, headers, rate_per_s=RATE_PER_S, seconds=LOAD_S, digests=digests))
+        outcome["load"] = asyncio.run(
+            constant_load(url, headers, rate_per_s=RATE_PER_S, seconds=LOAD_S, digests=digests)
+        )
 
     with view.step(f"hot swap at {RATE_PER_S} requests/s"):
         driver = threading.Thread(target=drive)
@@ -331,8 +332,12 @@ async def constant_load(
             await asyncio.sleep(max(0.0, begun + index / rate_per_s - time.perf_counter()))
             group.create_task(one(client, TEXTS[index % len(TEXTS)]))
     latencies.sort()
-    at = lambda share: latencies[min(len(latencies) - 1, int(share * len(latencies)))] if latencies else 0.0  # noqa: E731
-    return LoadResult(count, sum(reasons.values()), dict(versions), at(0.5), at(0.99), at(1.0), dict(reasons))
+    p50, p99, longest = (_quantile(latencies, share) for share in (0.5, 0.99, 1.0))
+    return LoadResult(count, sum(reasons.values()), dict(versions), p50, p99, longest, dict(reasons))
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 def _only_loopback(timeline: Timeline) -> None:

@@ -1,10 +1,10 @@
 """The platform in Python: the same verbs as the command line.
 
-    from heliostat import Platform
+from heliostat import Platform
 
-    platform = Platform.connect()
-    job = platform.jobs.submit("intent-classifier")
-    platform.jobs.wait(job)
+platform = Platform.connect()
+job = platform.jobs.submit("intent-classifier")
+platform.jobs.wait(job)
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from heliostat.definition import ClusterDefinition
 from heliostat.definition import load as load_definition
 from heliostat.errors import ClusterNotUp, UsageError
 from heliostat.events import Event, read_events
-from heliostat.names import check_name
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
+from heliostat.names import check_name
 from heliostat.promote.gate import Verdict
 from heliostat.registry import (
     Alias,
@@ -177,7 +177,9 @@ class Jobs:
             on_status(status)
         made = trained_model(self._platform.store, job.run)
         if made is None:
-            raise UsageError(f"job {job.job_id} succeeded but left no model", do="its recipe must call heliostat's run()")
+            raise UsageError(
+                f"job {job.job_id} succeeded but left no model", do="its recipe must call heliostat's run()"
+            )
         return made
 
 
@@ -188,7 +190,7 @@ class Models:
     def list(self) -> list[str]:
         return list_models(self._platform.store)
 
-    def versions(self, name: str) -> list[Artifact]:
+    def versions(self, name: str) -> Sequence[Artifact]:
         return list_versions(self._platform.store, name)
 
     def get(self, reference: str) -> Artifact:
@@ -217,18 +219,23 @@ class Apps:
     def list(self) -> list[AppStatus]:
         return list(ServeClient(self._platform.settings).statuses().values())
 
-    def replicas(self, name: str) -> list[ReplicaReport]:
+    def replicas(self, name: str) -> Sequence[ReplicaReport]:
         """What the living replicas say they serve."""
         return living(read_reports(self._platform.store, name), time.time())
 
     def url(self, name: str) -> str:
-        return self._platform.settings.serve_url + _known(self._platform.definition.applications, name, "application").route
+        return (
+            self._platform.settings.serve_url
+            + _known(self._platform.definition.applications, name, "application").route
+        )
 
     def judge(self, name: str, artifact: Artifact) -> Verdict:
         spec = _known(self._platform.definition.applications, name, "application")
         return flow.judge_candidate(self._platform.store, artifact, spec.gate)
 
-    def release(self, name: str, artifact: Artifact, *, why: str, force: str | None = None, limit_s: float = 60) -> Released:
+    def release(
+        self, name: str, artifact: Artifact, *, why: str, force: str | None = None, limit_s: float = 60
+    ) -> Released:
         """Judge the version, move `production` to it, and wait until every living replica reports it."""
         verdict = self.judge(name, artifact)
         alias = flow.promote(self._platform.store, artifact, verdict, who=_user(), why=why, force=force)

@@ -13,7 +13,13 @@ pytestmark = pytest.mark.real
 def test_files_are_seen_only_once_the_manifest_is_there(store: Store) -> None:
     store.put("checkpoints/r/000000000010/dead/state.json", b"half")  # an attempt that was killed
     assert newest_complete(store, "checkpoints/r/") is None
-    commit(store, "checkpoints/r/000000000005", {"a": b"1"}, manifest_key="checkpoints/r/000000000005/manifest.json", attempt="x")
+    commit(
+        store,
+        "checkpoints/r/000000000005",
+        {"a": b"1"},
+        manifest_key="checkpoints/r/000000000005/manifest.json",
+        attempt="x",
+    )
     newest = newest_complete(store, "checkpoints/r/")
     assert newest is not None
     assert read_file(store, newest, "a") == b"1"

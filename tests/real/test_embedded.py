@@ -22,16 +22,14 @@ from heliostat.cluster import embedded, processes
 from heliostat.cluster.listeners import listeners
 from heliostat.errors import ClusterBusy, JobError, PortInUse
 from heliostat.inference.encoder import EncoderConfig, IntentClassifier, PackedEncoder, pretrained_folder
-from heliostat.registry import ArtifactMetadata, Artifact, Lineage, move_alias, publish
+from heliostat.registry import Artifact, ArtifactMetadata, Lineage, move_alias, publish
 from heliostat.sdk import Platform
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
 LAPTOP = ROOT / "cluster" / "laptop.yaml"
 APP = "intent-classifier"
-TINY = EncoderConfig(
-    vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-)
+TINY = EncoderConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 META = ArtifactMetadata(
     framework="torch",
     metrics={"accuracy": 0.9, "macro_f1": 0.9},

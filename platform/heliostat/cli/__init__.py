@@ -10,8 +10,8 @@ import sys
 
 def main() -> None:
     from heliostat.cli.app import app
-    from heliostat.cli.show import print_error
     from heliostat.errors import HeliostatError
+    from heliostat.show import print_error
 
     try:
         app()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from heliostat.cli.show import print_json, print_progress, print_table
+from heliostat.show import print_cost, print_json, print_progress, print_table
 
 app = typer.Typer(
     help="One Ray cluster as a GPU platform: training on spot, serving on demand.",
@@ -74,10 +74,16 @@ def status(cluster: Cluster = None, json: Json = False) -> None:
     if state.nodes:
         print_table(
             ("node", "group", "role", "market", "GPUs", "state"),
-            [(n.node_id, n.group, n.role, n.market, n.gpus, "ready" if n.ray_node_id else "starting") for n in state.nodes],
+            [
+                (n.node_id, n.group, n.role, n.market, n.gpus, "ready" if n.ray_node_id else "starting")
+                for n in state.nodes
+            ],
         )
     if state.apps:
-        print_table(("application", "state", "replicas", "message"), [(a.name, a.status, a.replicas, a.message) for a in state.apps])
+        print_table(
+            ("application", "state", "replicas", "message"),
+            [(a.name, a.status, a.replicas, a.message) for a in state.apps],
+        )
 
 
 @job.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -150,14 +156,14 @@ def model_list(cluster: Cluster = None, json: Json = False) -> None:
     if json:
         print_json([dict(zip(("model", "version", "alias", "digest", "metrics"), row, strict=True)) for row in rows])
         return
-    table = [
-        (n, v, al, d[:19], ", ".join(f"{k} {x:.4g}" for k, x in m.items())) for n, v, al, d, m in rows
-    ]
+    table = [(n, v, al, d[:19], ", ".join(f"{k} {x:.4g}" for k, x in m.items())) for n, v, al, d, m in rows]
     print_table(("model", "version", "alias", "digest", "metrics"), table)
 
 
 @model.command("show")
-def model_show(reference: Annotated[str, typer.Argument(help="name@alias or name:v3")], cluster: Cluster = None) -> None:
+def model_show(
+    reference: Annotated[str, typer.Argument(help="name@alias or name:v3")], cluster: Cluster = None
+) -> None:
     """The manifest of one version: files, digests, metrics, lineage."""
     from heliostat.sdk import Platform
 
@@ -176,7 +182,10 @@ def model_history(name: str, cluster: Cluster = None, json: Json = False) -> Non
     if json:
         print_json(alias)
         return
-    rows = [(m.at, m.who, f"v{m.from_version}" if m.from_version else None, f"v{m.to_version}", m.why) for m in alias.history]
+    rows = [
+        (m.at, m.who, f"v{m.from_version}" if m.from_version else None, f"v{m.to_version}", m.why)
+        for m in alias.history
+    ]
     print_table(("when", "who", "from", "to", "why"), rows)
 
 
@@ -248,17 +257,6 @@ def cost_report(cluster: Cluster = None, json: Json = False) -> None:
         print_json({"groups": groups, "steps": steps})
     else:
         print_cost(groups, steps)
-
-
-def print_cost(groups: list, steps: list) -> None:  # type: ignore[type-arg]  # of meter.reckon, kept unimported here
-    print_table(
-        ("group", "market", "nodes", "GPU-s held", "starting", "working", "idle"),
-        [(g.group, g.market, g.nodes, g.held, g.starting, g.working, g.idle) for g in groups],
-    )
-    if steps:
-        print_table(
-            ("run", "steps", "recomputed", "resumes"), [(s.run, s.completed, s.recomputed, s.reclaims) for s in steps]
-        )
 
 
 @chaos.command("reclaim")

@@ -202,8 +202,7 @@ def _prepare_folders(folder: Path, record: ClusterRecord) -> None:
 
 
 def _make_settings(definition: ClusterDefinition, record: ClusterRecord, folder: Path) -> Settings:
-    token = _secret(folder / "token")
-    assert token  # noqa: S101  # made just now
+    _secret(folder / "token")
     ports = record.ports
     embedded = definition.store.kind == "embedded"
     settings = Settings(
@@ -218,9 +217,7 @@ def _make_settings(definition: ClusterDefinition, record: ClusterRecord, folder:
             bucket=definition.store.bucket,
             region=os.environ.get("AWS_REGION", "us-east-1"),
             access_key_id="heliostat" if embedded else os.environ.get("AWS_ACCESS_KEY_ID"),
-            secret_access_key=_secret(folder / "store-key")
-            if embedded
-            else os.environ.get("AWS_SECRET_ACCESS_KEY"),
+            secret_access_key=_secret(folder / "store-key") if embedded else os.environ.get("AWS_SECRET_ACCESS_KEY"),
         ),
         spool=folder / "spool",
         state_dir=folder,
@@ -243,7 +240,8 @@ def _start_store(settings: Settings, folder: Path, record: ClusterRecord, env: d
     from heliostat.cluster import store_server
 
     keys = settings.store
-    assert keys.access_key_id and keys.secret_access_key  # noqa: S101  # set by _make_settings for an embedded store
+    if keys.access_key_id is None or keys.secret_access_key is None:
+        raise ClusterError("the embedded store has no keys", where=str(folder), do="run up again")
     process = store_server.start(
         folder / "store",
         port=record.ports["store"],

@@ -60,8 +60,8 @@ def head_environment(
         "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "4",
         "RAY_health_check_initial_delay_ms": "1000",
-        # A result above 100 kB is pinned in the object store of the node that made it, and a node with a pinned object is
-        # never idle: Serve's build task alone (230 kB) kept a serving node up for ever. Up to 8 MiB travel inline.
+        # A result above 100 kB is pinned in the object store of the node that made it, and such a node is never idle:
+        # Serve's build task alone (230 kB) kept a serving node up for ever. Up to 8 MiB travel inline.
         "RAY_max_direct_call_object_size": str(8 * 2**20),
         **train_environment(),
         # The front: HAProxy straight to the replicas, about 20 times cheaper than the Python proxy.

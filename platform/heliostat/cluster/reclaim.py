@@ -31,7 +31,9 @@ def reclaim(
     """
     record = read_record(settings.cluster)
     if record is None or settings.state_dir is None:
-        raise ClusterNotUp("only an embedded cluster's nodes can be reclaimed here", do="heliostat up cluster/laptop.yaml")
+        raise ClusterNotUp(
+            "only an embedded cluster's nodes can be reclaimed here", do="heliostat up cluster/laptop.yaml"
+        )
     living = [
         node
         for node in read_nodes(settings.state_dir)
@@ -58,7 +60,7 @@ def _drain(settings: Settings, node: NodeRecord, deadline: float) -> None:
     if settings.token_path is not None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.token_path)
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module
     from ray.core.generated import autoscaler_pb2
 
     client = GcsClient(address=settings.gcs_address)

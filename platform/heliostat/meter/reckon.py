@@ -82,7 +82,8 @@ def count_steps(events: Iterable[Event]) -> list[StepCount]:
         if event.kind == "train_resumed":
             left.setdefault(run, set()).add(str(event.fields["attempt"]))
     return [
-        StepCount(run, len(set(steps)), len(steps) - len(set(steps)), len(left.get(run, ()))) for run, steps in seen.items()
+        StepCount(run, len(set(steps)), len(steps) - len(set(steps)), len(left.get(run, ())))
+        for run, steps in seen.items()
     ]
 
 

@@ -14,7 +14,6 @@ from heliostat.errors import ObjectExists
 from heliostat.registry import Artifact
 from heliostat.store import Store
 
-
 # 0.8 - 0.1 is 0.7000000000000001 in floating point: a candidate at exactly the limit passes.
 TOLERANCE = 1e-9
 

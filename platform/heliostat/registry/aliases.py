@@ -10,7 +10,15 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from heliostat.errors import AliasMoved, ObjectExists, ObjectMissing, RegistryError, SwapLost, UnknownAlias, UnknownVersion
+from heliostat.errors import (
+    AliasMoved,
+    ObjectExists,
+    ObjectMissing,
+    RegistryError,
+    SwapLost,
+    UnknownAlias,
+    UnknownVersion,
+)
 from heliostat.names import check_name, version_name
 from heliostat.store import Store
 
@@ -77,9 +85,7 @@ def rollback_alias(store: Store, *, name: str, alias: str, who: str, why: str) -
     before = _before(current.history)
     if before is None:
         raise RegistryError(f"{name}@{alias} has never pointed at an earlier version", do="release one first")
-    return _move(
-        store, name, alias, to_version=before, expected_version=current.version, who=who, why=why, back=True
-    )
+    return _move(store, name, alias, to_version=before, expected_version=current.version, who=who, why=why, back=True)
 
 
 def _before(history: tuple[AliasMove, ...]) -> int | None:

@@ -75,9 +75,7 @@ class _Body(_Frozen):
     metadata: ArtifactMetadata
 
 
-def publish(
-    store: Store, *, name: str, files: Mapping[str, Path | bytes], metadata: ArtifactMetadata
-) -> Artifact:
+def publish(store: Store, *, name: str, files: Mapping[str, Path | bytes], metadata: ArtifactMetadata) -> Artifact:
     """The files as the next version of the model, or the version that has the same content already.
 
     Versions are claimed without gap by creating the manifest; a publisher that comes second tries the next number.

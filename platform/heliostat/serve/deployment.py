@@ -74,7 +74,7 @@ class Loaded:
 
 def build(args: dict[str, Any]) -> serve.Application:
     arguments = AppArguments.model_validate(args)
-    return ModelDeployment.bind(arguments)  # type: ignore[attr-defined, no-any-return]  # made by the decorator
+    return ModelDeployment.bind(arguments)  # type: ignore[attr-defined]  # made by the decorator
 
 
 @serve.deployment(name="model", health_check_period_s=2, graceful_shutdown_timeout_s=10)
@@ -194,7 +194,7 @@ class ModelDeployment:
                     queued = self._runner.queued_tokens
                     write_report(self._store, self._report.model_copy(update={"queued_tokens": queued}))
                     reported = time.monotonic()
-            except Exception as error:  # noqa: BLE001  # a thread's boundary: the old version serves on, and says why
+            except Exception as error:  # a thread's boundary: the old version serves on, and says why
                 log.exception("the newer version could not be taken over")
                 self._report = self._report.model_copy(update={"error": f"{type(error).__name__}: {error}"})
 

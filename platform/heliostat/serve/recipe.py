@@ -34,7 +34,7 @@ class TextModel(ABC, Generic[Result]):
         """The text as token ids; their number is what a batch is measured by."""
 
     @abstractmethod
-    def forward(self, batch: Sequence[list[int]]) -> list[Result]:
+    def forward(self, batch: Sequence[Sequence[int]]) -> list[Result]:
         """One result for each item, in the same order."""
 
     @abstractmethod

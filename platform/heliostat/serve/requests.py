@@ -58,7 +58,5 @@ def _text(value: object, field: str, max_characters: int) -> str:
     if not value.strip():
         raise BadRequest(422, "empty_text", f"{field} is empty", "send at least one word")
     if len(value) > max_characters:
-        raise BadRequest(
-            413, "text_too_long", f"{field} has {len(value)} characters", f"send at most {max_characters}"
-        )
+        raise BadRequest(413, "text_too_long", f"{field} has {len(value)} characters", f"send at most {max_characters}")
     return value

@@ -101,7 +101,9 @@ def wait(settings: Settings, job: SubmittedJob, *, limit_s: float) -> Iterator[s
         if status in FINISHED:
             tail = "\n".join(str(client.get_job_logs(job.job_id)).splitlines()[-25:])
             raise JobFailed(
-                f"job {job.job_id} {status.lower()}\n{tail}", where=f"run {job.run}", do="mend the cause; submit with --run"
+                f"job {job.job_id} {status.lower()}\n{tail}",
+                where=f"run {job.run}",
+                do="mend the cause; submit with --run",
             )
         if time.monotonic() > deadline:
             raise JobFailed(f"job {job.job_id} is still {status} after {limit_s:.0f} s", do="heliostat job logs")
@@ -124,5 +126,7 @@ def _client(settings: Settings) -> JobSubmissionClient:
         return JobSubmissionClient(settings.dashboard_url)
     except (ConnectionError, RuntimeError) as error:
         raise ClusterNotUp(
-            f"the cluster does not answer: {error}", where=settings.dashboard_url, do="heliostat status, then heliostat up"
+            f"the cluster does not answer: {error}",
+            where=settings.dashboard_url,
+            do="heliostat status, then heliostat up",
         ) from error

@@ -92,7 +92,7 @@ def test_killing_a_node_leaves_the_others(mark: Mark, started: list[subprocess.P
 
 
 def test_the_caller_and_its_parents_are_never_ended(mark: Mark, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = f"import os; from heliostat.cluster.processes import *; print(owned(Mark({mark.cluster_id!r}, {mark.sessions!r})))"
+    command = f"from heliostat.cluster.processes import *; print(owned(Mark({mark.cluster_id!r}, {mark.sessions!r})))"
     env = {**os.environ, CLUSTER_ID: mark.cluster_id}
     command = "from pathlib import Path, PosixPath; " + command
     found = subprocess.run([sys.executable, "-c", command], env=env, capture_output=True, text=True, check=True)

@@ -56,6 +56,7 @@ def test_a_body_beyond_the_limit_is_a_413() -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_a_bad_request(body: bytes) -> None:
     try:
-        parse(body, max_characters=100)
+        status = 200 if parse(body, max_characters=100).texts else 500
     except BadRequest as error:
-        assert 400 <= error.status < 500
+        status = error.status
+    assert status == 200 or 400 <= status < 500

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliostat.errors import HeliostatError
+    from heliostat.meter.reckon import GroupUse, StepCount
 
 
 def print_json(value: Any) -> None:  # Any: whatever a command returns
@@ -63,3 +64,14 @@ def print_error(error: HeliostatError) -> None:
         print(f"  where: {error.where}", file=sys.stderr)  # noqa: T201
     if error.do:
         print(f"  do:    {error.do}", file=sys.stderr)  # noqa: T201
+
+
+def print_cost(groups: Sequence[GroupUse], steps: Sequence[StepCount]) -> None:
+    print_table(
+        ("group", "market", "nodes", "GPU-s held", "starting", "working", "idle"),
+        [(g.group, g.market, g.nodes, g.held, g.starting, g.working, g.idle) for g in groups],
+    )
+    if steps:
+        print_table(
+            ("run", "steps", "recomputed", "resumes"), [(s.run, s.completed, s.recomputed, s.reclaims) for s in steps]
+        )

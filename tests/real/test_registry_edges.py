@@ -144,7 +144,7 @@ def test_lost_answers_neither_claim_two_versions_nor_deny_a_move(store: Store) -
         safetensors([[0, 4], [4, 8]], 7),
         safetensors([[0, 4], [2, 8]], 8),
         safetensors([[4, 8]], 8),
-        safetensors([[]], 0),  # type: ignore[list-item]
+        safetensors([[]], 0),
         struct.pack("<Q", 2**63) + b"{}",
         b"\x80\x04\x95",
         struct.pack("<Q", 200_000) + b"[" * 200_000,

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from heliostat.cluster import ports, store_server
+from heliostat import sdk
+from heliostat.cluster import embedded, ports, processes, store_server
+from heliostat.sdk import Platform
 from heliostat.settings import StoreSettings
 from heliostat.store import Store
 
 ACCESS_KEY = "test-key"
 SECRET_KEY = "test-secret"
+LAPTOP = Path(__file__).parents[1] / "cluster" / "laptop.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +70,27 @@ def heliostat_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("HELIOSTAT_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session")
+def running_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """An embedded cluster, started once for all tests that need one. Afterwards nothing of it may be left."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELIOSTAT_HOME", str(home))
+        made = sdk.up(LAPTOP, name="test-platform")
+    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELIOSTAT_HOME", str(home))
+        embedded.down("test-platform")
+        record = embedded.read_record("test-platform")
+        assert record is not None
+        assert processes.owned(embedded.mark(record)) == []
+
+
+@pytest.fixture
+def platform(running_platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    folder = running_platform.settings.state_dir
+    assert folder is not None
+    monkeypatch.setenv("HELIOSTAT_HOME", str(folder.parents[1]))
+    return running_platform

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +28,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
 LAPTOP = ROOT / "cluster" / "laptop.yaml"
 APP = "intent-classifier"
+NAME = "test-platform"
 TINY = EncoderConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 META = ArtifactMetadata(
     framework="torch",
@@ -38,21 +38,6 @@ META = ArtifactMetadata(
     dtype="float32",
     licence="Apache-2.0",
 )
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    os.environ["HELIOSTAT_HOME"] = str(tmp_path_factory.mktemp("home"))
-    made = sdk.up(LAPTOP, name="test-embedded")
-    yield made
-    os.environ["HELIOSTAT_HOME"] = str(made.settings.state_dir.parents[1])  # type: ignore[union-attr]
-    embedded.down("test-embedded")
-    assert left_over(made) == []
-
-
-@pytest.fixture(autouse=True)
-def _home(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HELIOSTAT_HOME", str(platform.settings.state_dir.parents[1]))  # type: ignore[union-attr]
 
 
 def left_over(platform: Platform) -> list[str]:
@@ -89,10 +74,12 @@ def ask(platform: Platform, body: object, *, key: str | None = None) -> httpx.Re
     return httpx.post(platform.apps.url(APP), content=content, headers=headers, timeout=60)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def app(platform: Platform) -> Artifact:
-    """The application, deployed and awake on a first version."""
+    """The application, deployed and awake, from a first version on."""
     artifact = make_version(platform, 1)
+    if platform.models.alias(APP) is not None:
+        return artifact
     move_alias(
         platform.store, name=APP, alias="production", to_version=1, expected_version=None, who="test", why="first"
     )
@@ -110,7 +97,7 @@ def app(platform: Platform) -> Artifact:
 
 def test_up_again_finds_the_cluster_up(platform: Platform) -> None:
     before = left_over(platform)
-    again = sdk.up(LAPTOP, name="test-embedded")
+    again = sdk.up(LAPTOP, name=NAME)
     assert again.settings == platform.settings
     assert len(left_over(platform)) >= len(before) - 2  # idle workers come and go; the cluster is the same
 
@@ -119,7 +106,7 @@ def test_up_with_another_definition_is_refused(platform: Platform, tmp_path: Pat
     other = tmp_path / "laptop.yaml"
     other.write_text(LAPTOP.read_text() + "\n# changed\n")
     with pytest.raises(ClusterBusy, match="is up with another definition"):
-        sdk.up(other, name="test-embedded")
+        sdk.up(other, name=NAME)
 
 
 def test_a_taken_port_is_told_before_anything_is_started(platform: Platform, tmp_path: Path) -> None:
@@ -185,7 +172,7 @@ def test_without_the_api_key_nobody_is_answered(platform: Platform, app: Artifac
 
 
 def test_every_listener_is_on_loopback_while_serving(platform: Platform, app: Artifact) -> None:
-    record = embedded.read_record("test-embedded")
+    record = embedded.read_record(NAME)
     assert record is not None
     found = listeners(embedded.mark(record))
     assert len(found) > 10

@@ -89,20 +89,13 @@ class ModelDeployment:
         self._runner: Runner[Any] = Runner(
             self._loaded.model.forward, identity=self._loaded, budget_tokens=arguments.token_budget
         )
-        now = time.time()
-        self._report = ReplicaReport(
-            app=arguments.app,
-            replica=_replica_id(),
-            node=_node_id(),
-            version=self._loaded.artifact.version,
-            digest=self._loaded.artifact.digest,
-            loaded_at=now,
-            requests=0,
-            last_request_at=now,  # a replica is started for a request
-            queued_tokens=0,
-        )
-        self._emit("replica_ready", seconds=round(now - begun, 3))
-        write_report(self._store, self._report)
+        # The event loop alone writes these two, the watcher alone the two below.
+        self._requests = 0
+        self._last_request_at = time.time()  # a replica is started for a request
+        self._loaded_at = time.time()
+        self._error: str | None = None
+        self._emit("replica_ready", seconds=round(time.time() - begun, 3))
+        write_report(self._store, self._report())
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="alias-watch", daemon=True)
         self._watcher.start()
@@ -123,8 +116,8 @@ class ModelDeployment:
     def __del__(self) -> None:
         if hasattr(self, "_stop"):
             self._stop.set()
-            self._emit("replica_ended", requests=self._report.requests)
-            remove_report(self._store, self._arguments.app, self._report.replica)
+            self._emit("replica_ended", requests=self._requests)
+            remove_report(self._store, self._arguments.app, _replica_id())
 
     def _authorise(self, request: Request) -> None:
         key = self._settings.api_key
@@ -144,9 +137,8 @@ class ModelDeployment:
     async def _answer(self, sent: TextRequest) -> Response:
         self._shed_if_late()
         loaded, results = await self._run(sent.texts)
-        self._report = self._report.model_copy(
-            update={"requests": self._report.requests + 1, "last_request_at": time.time()}
-        )
+        self._requests += 1
+        self._last_request_at = time.time()
         identity = {
             "model": loaded.artifact.name,
             "version": f"v{loaded.artifact.version}",
@@ -185,37 +177,54 @@ class ModelDeployment:
             json.dumps(model.present(result), allow_nan=False)  # NaN in the answer: the version is not fit to serve
         return loaded
 
-    def _watch(self) -> None:
-        reported = 0.0
-        while not self._stop.wait(WATCH_S):
-            try:
-                changed = self._take_over_if_moved()
-                if changed or time.monotonic() - reported > REPORT_S:
-                    queued = self._runner.queued_tokens
-                    write_report(self._store, self._report.model_copy(update={"queued_tokens": queued}))
-                    reported = time.monotonic()
-            except Exception as error:  # a thread's boundary: the old version serves on, and says why
-                log.exception("the newer version could not be taken over")
-                self._report = self._report.model_copy(update={"error": f"{type(error).__name__}: {error}"})
+    def _report(self) -> ReplicaReport:
+        return ReplicaReport(
+            app=self._arguments.app,
+            replica=_replica_id(),
+            node=_node_id(),
+            version=self._loaded.artifact.version,
+            digest=self._loaded.artifact.digest,
+            loaded_at=self._loaded_at,
+            requests=self._requests,
+            last_request_at=self._last_request_at,
+            queued_tokens=self._runner.queued_tokens,
+            error=self._error,
+        )
 
-    def _take_over_if_moved(self) -> bool:
+    def _watch(self) -> None:
+        told, told_at = (self._loaded.artifact.version, self._error), 0.0
+        while not self._stop.wait(WATCH_S):
+            self._take_over()
+            news = (self._loaded.artifact.version, self._error)
+            if news != told or time.monotonic() - told_at > REPORT_S:
+                try:
+                    write_report(self._store, self._report())
+                except HeliostatError:  # the store is away: the next turn tries again
+                    log.warning("the replica could not report", exc_info=True)
+                else:
+                    told, told_at = news, time.monotonic()
+
+    def _take_over(self) -> None:
+        """Take over a moved alias. What goes wrong is reported, tried again, and the old version serves on."""
+        try:
+            self._take_over_if_moved()
+            self._error = None
+        except Exception as problem:  # a recipe may raise anything while it loads
+            error = f"{type(problem).__name__}: {problem}"
+            if error != self._error:
+                log.exception("the newer version could not be taken over")
+            self._error = error
+
+    def _take_over_if_moved(self) -> None:
         artifact = resolve(self._store, self._arguments.model)
         if artifact.version == self._loaded.artifact.version:
-            return False
+            return
         begun = time.time()
         loaded = self._load(artifact)
         self._loaded = loaded
         self._runner.swap(loaded.model.forward, loaded)
-        self._report = self._report.model_copy(
-            update={
-                "version": artifact.version,
-                "digest": artifact.digest,
-                "loaded_at": time.time(),
-                "error": None,
-            }
-        )
+        self._loaded_at = time.time()
         self._emit("version_live", seconds=round(time.time() - begun, 3))
-        return True
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(

@@ -22,7 +22,7 @@ from heliostat.cluster import embedded, reclaim
 from heliostat.cluster.nodes import NodeRecord, read_nodes
 from heliostat.definition import ClusterDefinition
 from heliostat.definition import load as load_definition
-from heliostat.errors import ClusterNotUp, UsageError
+from heliostat.errors import ClusterNotUp, JobError, UsageError
 from heliostat.events import Event, read_events
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
 from heliostat.names import check_name
@@ -175,10 +175,16 @@ class Jobs:
         """Until the job has succeeded; then what it trained. Raises JobFailed."""
         for status in jobs_api.wait(self._platform.settings, job, limit_s=limit_s):
             on_status(status)
-        made = trained_model(self._platform.store, job.run)
+        return self.result(job.run)
+
+    def result(self, run: str) -> TrainedModel:
+        """What a finished run left in the store. Raises JobError for one that left nothing."""
+        made = trained_model(self._platform.store, run)
         if made is None:
-            raise UsageError(
-                f"job {job.job_id} succeeded but left no model", do="its recipe must call heliostat's run()"
+            known = sorted({row.run for row in self.list() if row.run})
+            raise JobError(
+                f"run {run!r} left no model",
+                do=f"wait until it has succeeded; runs: {', '.join(known) or 'none was submitted yet'}",
             )
         return made
 

@@ -41,15 +41,17 @@ def events_of(platform: Platform, job: SubmittedJob, kind: str) -> list[Event]:
     ]
 
 
-def test_a_node_killed_without_notice_costs_at_most_one_interval(platform: Platform, tmp_path: Path) -> None:
+def test_a_node_killed_without_notice_costs_an_interval_and_the_checkpoint_under_way_at_most(
+    platform: Platform, tmp_path: Path
+) -> None:
     """One's own data in, a killed node on the way, a model that learned it out."""
     data = write_csv(tmp_path / "mine.csv", copies=40)
-    arguments = ["--train", str(data), "--test", str(data), "--epochs", "12", "--checkpoint-every", "15"]
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "8", "--checkpoint-every", "15"]
     job = platform.jobs.submit(JOB, arguments=arguments)
     killed = threading.Event()
 
     def kill_once(status: str) -> None:
-        if not killed.is_set() and len(events_of(platform, job, "step")) >= 25:
+        if not killed.is_set() and len(events_of(platform, job, "step")) >= 50:
             platform.reclaim("train", notice_s=0)
             killed.set()
 
@@ -58,7 +60,7 @@ def test_a_node_killed_without_notice_costs_at_most_one_interval(platform: Platf
     steps = [int(event.fields["step"]) for event in events_of(platform, job, "step")]
     total = int(events_of(platform, job, "step")[0].fields["total"])
     assert set(steps) == set(range(1, total + 1))
-    assert 0 <= len(steps) - total <= 15
+    assert 0 <= len(steps) - total <= 2 * 15
     assert len(events_of(platform, job, "train_resumed")) == 1
     assert trained.metrics["accuracy"] > 0.95
 

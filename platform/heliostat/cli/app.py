@@ -170,6 +170,24 @@ def model_show(
     print_json(Platform.connect(cluster).models.get(reference))
 
 
+@model.command("publish")
+def model_publish(
+    name: Annotated[str, typer.Argument(help="The model; its next version is claimed.")],
+    run: Annotated[str, typer.Argument(help="A finished run, as job list shows it.")],
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """Make a run's output the model's next version; the same content again is the same version."""
+    from heliostat.sdk import Platform
+
+    platform = Platform.connect(cluster)
+    artifact = platform.models.publish(platform.jobs.result(run), name=name)
+    if json:
+        print_json({"model": artifact.name, "version": f"v{artifact.version}", "digest": artifact.digest})
+    else:
+        print_progress(f"{artifact.name} v{artifact.version} ({artifact.digest[:19]})")
+
+
 @model.command("history")
 def model_history(name: str, cluster: Cluster = None, json: Json = False) -> None:
     """Where `production` has pointed: who moved it, when and why."""

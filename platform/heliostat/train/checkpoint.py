@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heliostat.commit import commit, newest_complete, read_file
+from heliostat.errors import ObjectExists
 from heliostat.store import Store
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ class CheckpointWriter:
                 manifest_key=f"{folder}/manifest.json",
                 attempt=self._attempt,
             )
+            self._steps_written.add(step)
+        except ObjectExists:
+            # An earlier attempt, taken for dead, has committed this very step: it is as good as ours.
             self._steps_written.add(step)
         except Exception as error:  # noqa: BLE001  # a thread's boundary: handed to the next call of the owner
             self._error = error

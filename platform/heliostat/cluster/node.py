@@ -61,6 +61,9 @@ def _start(spec: dict[str, Any]) -> Any:  # Any: ray._private.node.Node
         max_worker_port=0,
         dashboard_agent_listen_port=0,
         metrics_export_port=0,
+        # All nodes share one machine and one session folder. With a shared runtime_env folder too, a node that is
+        # scaled down deletes the working directory under the feet of a worker on another node.
+        runtime_env_dir_name=f"runtime_env-{spec['node_id']}",
         env_vars={"RAY_CLOUD_INSTANCE_ID": spec["node_id"], "RAY_NODE_TYPE_NAME": spec["group"]},
     )
     return Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)

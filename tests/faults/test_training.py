@@ -79,3 +79,10 @@ def test_a_mistake_in_the_users_file_is_told_and_no_node_is_started(platform: Pl
         platform.jobs.wait(job, limit_s=60)
     assert time.monotonic() - begun < 40
     assert len(platform.nodes()) <= before
+
+
+def test_an_error_of_the_training_function_ends_the_run_at_once_with_its_own_words(platform: Platform) -> None:
+    job = platform.jobs.submit(JOB, arguments=["--per-intent", "0"])
+    with pytest.raises(JobFailed, match="per_intent is 0"):
+        platform.jobs.wait(job, limit_s=120)
+    assert len(events_of(platform, job, "worker_started")) == 2  # one try of two workers

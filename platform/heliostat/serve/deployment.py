@@ -28,11 +28,11 @@ from heliostat.cluster.fence import keep_replica_on_loopback
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
-from heliostat.inference.runner import Runner
+from heliostat.inference.runner import Expired, Runner
 from heliostat.registry import Artifact, load_files, resolve
 from heliostat.serve.recipe import TextModel
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
-from heliostat.serve.requests import BadRequest, TextRequest, parse
+from heliostat.serve.requests import MAX_BODY_BYTES, BadRequest, TextRequest, parse
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 
@@ -106,8 +106,12 @@ class ModelDeployment:
             sent = await self._read(request)
             return await self._answer(sent)
         except BadRequest as error:
-            headers = {"Retry-After": "1"} if error.status == 429 else {}
-            return JSONResponse(error.body(), status_code=error.status, headers=headers)
+            return _refusal(error)
+        except Expired as error:
+            return _refusal(BadRequest(503, "expired", str(error), "try again", retry_after_s=1))
+        except Exception:  # the recipe's own: told to the client without its inside, and to the log with it
+            log.exception("the model failed")
+            return _refusal(BadRequest(500, "model_failed", "the model could not answer this", "see the replica's log"))
 
     def check_health(self) -> None:
         if not self._watcher.is_alive():
@@ -126,13 +130,21 @@ class ModelDeployment:
         sent = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(sent.encode(), key.get_secret_value().encode()):
             raise BadRequest(
-                401, "wrong_key", "the API key is missing or wrong", "send Authorization: Bearer KEY (heliostat status)"
+                401,
+                "wrong_key",
+                "the API key is missing or wrong",
+                "send Authorization: Bearer KEY; the key is in the cluster's api-key file",
             )
 
     async def _read(self, request: Request) -> TextRequest:
         if request.method != "POST":
             raise BadRequest(405, "wrong_method", f"{request.method} is not served here", "send a POST")
-        return parse(await request.body(), max_characters=self._loaded.model.max_characters)
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                break  # parse refuses it; the rest need not be read
+        return parse(bytes(body), max_characters=self._loaded.model.max_characters)
 
     async def _answer(self, sent: TextRequest) -> Response:
         self._shed_if_late()
@@ -146,7 +158,7 @@ class ModelDeployment:
         }
         answers = [loaded.model.present(result) for result in results]
         body = {**answers[0], **identity} if sent.single else {"results": answers, **identity}
-        return Response(json.dumps(body), media_type="application/json", headers=loaded.headers)
+        return Response(json.dumps(body, allow_nan=False), media_type="application/json", headers=loaded.headers)
 
     async def _run(self, texts: tuple[str, ...]) -> tuple[Loaded, list[Any]]:
         """All results from one version. If a new one was taken over meanwhile, its own tokeniser starts again."""
@@ -167,6 +179,7 @@ class ModelDeployment:
                 "overloaded",
                 f"{queued_s:.1f} s of work is queued; the limit is {self._arguments.max_queue_s:g} s",
                 f"try again in {math.ceil(queued_s)} s",
+                retry_after_s=math.ceil(queued_s),
             )
 
     def _load(self, artifact: Artifact) -> Loaded:
@@ -237,6 +250,11 @@ class ModelDeployment:
             digest=self._loaded.artifact.digest,
             **fields,
         )
+
+
+def _refusal(error: BadRequest) -> Response:
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
 def _import(recipe: str) -> type[TextModel[Any]]:

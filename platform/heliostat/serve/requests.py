@@ -13,9 +13,10 @@ MAX_TEXTS = 256
 class BadRequest(Exception):
     """Answered to the client as `{"error": {code, message, do}}` with this status."""
 
-    def __init__(self, status: int, code: str, message: str, do: str) -> None:
+    def __init__(self, status: int, code: str, message: str, do: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.do = status, code, message, do
+        self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
         return {"error": {"code": self.code, "message": self.message, "do": self.do}}

@@ -14,6 +14,7 @@ leaves the node, so that nothing is recomputed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heliostat.commit import commit
-from heliostat.errors import ObjectMissing
+from heliostat.errors import ObjectExists, ObjectMissing
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
 from heliostat.settings import Settings, load
@@ -99,13 +100,15 @@ class TrainContext:
         if self.rank == 0:
             about = {"run": self.spec.run, "metrics": dict(metrics), "lineage": dict(lineage)}
             folder = f"runs/{self.spec.run}/output"
-            commit(
-                self._store,
-                folder,
-                {**files, OUTPUT_META: json.dumps(about).encode()},
-                manifest_key=f"{folder}/manifest.json",
-                attempt=self._attempt,
-            )
+            # An attempt that was killed just after its commit has finished the run: its output is the run's.
+            with contextlib.suppress(ObjectExists):
+                commit(
+                    self._store,
+                    folder,
+                    {**files, OUTPUT_META: json.dumps(about).encode()},
+                    manifest_key=f"{folder}/manifest.json",
+                    attempt=self._attempt,
+                )
             self._emit("train_finished", metrics=dict(metrics))
         self._barrier()
         self._emit_worker("worker_ended")

@@ -87,11 +87,11 @@ def run(
     if done is not None:
         return done
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
+    clear_failure(store, run_name)  # of an earlier try whose driver was killed before it could tell
     _fit(train, config, spec, settings)
     made = trained_model(store, run_name)
     failure = None if made else read_failure(store, run_name)
     if failure is not None:
-        clear_failure(store, run_name)  # so that the same run may be tried again, mended
         raise JobFailed(
             f"the training function raised\n{failure}",
             where=f"run {run_name}",

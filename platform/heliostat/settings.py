@@ -132,11 +132,21 @@ def load(cluster: str | None = None) -> Settings:
     return settings if store == settings.store else settings.model_copy(update={"store": store})
 
 
+def current_cluster() -> str:
+    """The cluster that is meant where none is named, also one whose `up` was killed before it had settings."""
+    return os.environ.get("HELIOSTAT_CLUSTER") or _current()
+
+
+def make_current(cluster: str) -> None:
+    home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    (home() / "current").write_text(cluster + "\n")
+
+
 def _find(cluster: str | None) -> Path:
     given = os.environ.get("HELIOSTAT_SETTINGS")
     if given:
         return Path(given)
-    named = cluster or os.environ.get("HELIOSTAT_CLUSTER") or _current()
+    named = cluster or current_cluster()
     try:
         return settings_path(named)
     except UsageError as error:

@@ -220,23 +220,21 @@ def test_an_idle_serving_group_goes_to_zero_and_wakes_for_a_request(platform: Pl
     assert [node.group for node in platform.nodes()] == ["serve"]
 
 
-def test_a_killed_up_leaves_nothing_that_down_does_not_end(tmp_path: Path) -> None:
-    log = tmp_path / "up.log"
+def test_a_killed_up_leaves_nothing_that_down_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HELIOSTAT_HOME", str(tmp_path / "home"))
+    command, log = [sys.executable, "-m", "heliostat.cli"], tmp_path / "up.log"
     with log.open("wb") as output:
-        up = subprocess.Popen(
-            [sys.executable, "-m", "heliostat.cli", "up", str(LAPTOP), "--name", "killed"],
-            stdout=output,
-            stderr=output,
-            cwd=ROOT,
-        )
+        up = subprocess.Popen([*command, "up", str(LAPTOP)], stdout=output, stderr=output, cwd=ROOT)
     until(lambda: "starting the Ray head" in log.read_text(), "up has come to the head")
-    record = embedded.read_record("killed")
+    record = embedded.read_record("laptop")
     assert record is not None
     until(lambda: len(processes.owned(embedded.mark(record))) >= 2, "store and head are running")
     up.send_signal(signal.SIGKILL)
     up.wait()
     assert record.phase == "starting"
-    embedded.down("killed")
+    down = subprocess.run([*command, "down"], capture_output=True, text=True, timeout=60, check=False)
+    assert down.returncode == 0, down.stderr
+    assert "none left" in down.stderr
     assert processes.owned(embedded.mark(record)) == []
 
 

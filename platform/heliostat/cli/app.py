@@ -51,9 +51,9 @@ def up(
 def down(cluster: Cluster = None) -> None:
     """End every process the cluster started, and nothing else. The store's data stays."""
     from heliostat.cluster import embedded
-    from heliostat.settings import load
+    from heliostat.settings import current_cluster
 
-    name = cluster or load().cluster
+    name = cluster or current_cluster()
     ended = embedded.down(name, progress=print_progress)
     print_progress(f"down: {len(ended)} processes of {name} ended, none left")
 

@@ -27,7 +27,7 @@ from heliostat.cluster import ports as port_choice
 from heliostat.cluster import processes, ray_env
 from heliostat.definition import ClusterDefinition
 from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
-from heliostat.settings import Settings, StoreSettings, home, save
+from heliostat.settings import Settings, StoreSettings, home, make_current, save
 
 HEAD_START_LIMIT_S = 60.0
 Progress = Callable[[str], None]
@@ -81,13 +81,13 @@ def up(definition: ClusterDefinition, path: Path, *, progress: Progress = lambda
             _end(before, folder)
         record = _new_record(definition, path, folder)
         _write_record(folder, record)
+        make_current(definition.name)  # now, so that `down` finds it if this process is killed
         try:
             settings = _start_all(definition, record, folder, progress)
         except BaseException:
             _end(record, folder)
             raise
         _write_record(folder, replace(record, phase="up"))
-        (home() / "current").write_text(definition.name + "\n")
         return settings
 
 

@@ -102,6 +102,23 @@ def test_up_again_finds_the_cluster_up(platform: Platform) -> None:
     assert len(left_over(platform)) >= len(before) - 2  # idle workers come and go; the cluster is the same
 
 
+def test_up_again_revives_a_store_and_a_controller_that_were_killed(platform: Platform) -> None:
+    record = embedded.read_record(NAME)
+    assert record is not None
+    platform.store.put("kept", b"through the kill")
+    before = processes.owned(embedded.mark(record))
+    killed = [process for process in before if " mini " in process.command or "heliostat.controller" in process.command]
+    assert len(killed) == 2
+    processes.kill(killed, signal.SIGKILL)
+    until(
+        lambda: not {p.pid for p in killed} & {p.pid for p in processes.owned(embedded.mark(record))}, "they are gone"
+    )
+    sdk.up(LAPTOP, name=NAME)
+    assert platform.store.get("kept").data == b"through the kill"
+    heads = [process.pid for process in before if "gcs_server" in process.command]
+    assert heads[0] in {process.pid for process in processes.owned(embedded.mark(record))}
+
+
 def test_up_with_another_definition_is_refused(platform: Platform, tmp_path: Path) -> None:
     other = tmp_path / "laptop.yaml"
     other.write_text(LAPTOP.read_text() + "\n# changed\n")

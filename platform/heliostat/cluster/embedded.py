@@ -75,8 +75,9 @@ def up(definition: ClusterDefinition, path: Path, *, progress: Progress = lambda
         before = read_record(definition.name)
         if before is not None and before.phase == "up" and _head_alive(before):
             _refuse_change(before, path)
-            progress("already up")
-            return _read_settings(folder)
+            settings = _read_settings(folder)
+            _revive(definition, settings, before, folder, progress)
+            return settings
         if before is not None:
             _end(before, folder)
         record = _new_record(definition, path, folder)
@@ -166,16 +167,7 @@ def _free_block(size: int) -> int:
 def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Path, progress: Progress) -> Settings:
     _prepare_folders(folder, record)
     settings = _make_settings(definition, record, folder)
-    env = ray_env.head_environment(
-        dict(os.environ),
-        cluster_id=record.cluster_id,
-        token_path=folder / "token",
-        settings_path=folder / "settings.json",
-        state_dir=folder,
-        temp_dir=Path(record.temp_dir),
-        ports=record.ports,
-        cuda_devices=_cuda_devices(),
-    )
+    env = _environment(record, folder)
     if definition.store.kind == "embedded":
         progress("starting the S3 store")
         _start_store(settings, folder, record, env)
@@ -185,9 +177,41 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
     processes.note_session(mark(record), head.pid)
     _wait_for_head(head, settings, folder)
     progress("starting the controller")
+    _start_controller(record, folder, env)
+    return settings
+
+
+def _revive(
+    definition: ClusterDefinition, settings: Settings, record: ClusterRecord, folder: Path, progress: Progress
+) -> None:
+    """A store or a controller that has died is started again; the head, its nodes and their work go on meanwhile."""
+    commands = [process.command for process in processes.owned(mark(record))]
+    env = _environment(record, folder)
+    if definition.store.kind == "embedded" and not any(" mini " in command for command in commands):
+        progress("starting the S3 store again")
+        _start_store(settings, folder, record, env)
+    if not any("heliostat.controller" in command for command in commands):
+        progress("starting the controller again")
+        _start_controller(record, folder, env)
+    progress("already up")
+
+
+def _environment(record: ClusterRecord, folder: Path) -> dict[str, str]:
+    return ray_env.head_environment(
+        dict(os.environ),
+        cluster_id=record.cluster_id,
+        token_path=folder / "token",
+        settings_path=folder / "settings.json",
+        state_dir=folder,
+        temp_dir=Path(record.temp_dir),
+        ports=record.ports,
+        cuda_devices=_cuda_devices(),
+    )
+
+
+def _start_controller(record: ClusterRecord, folder: Path, env: dict[str, str]) -> None:
     controller = _spawn([sys.executable, "-m", "heliostat.controller"], "controller", folder, env)
     processes.note_session(mark(record), controller.pid)
-    return settings
 
 
 def _prepare_folders(folder: Path, record: ClusterRecord) -> None:

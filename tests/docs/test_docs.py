@@ -47,7 +47,7 @@ def leaf(words: list[str]) -> click.Command:
 @pytest.mark.parametrize("shown", shown_commands())
 def test_a_command_that_the_docs_show_exists(shown: str) -> None:
     words = [word for word in shlex.split(shown)[1:] if not word.startswith("-") or word == "--"]
-    for name in words[0].split("|"):
+    for name in words[0].split("|") if words else ():  # "heliostat --help" has none
         group = COMMANDS.commands[name] if isinstance(COMMANDS, click.Group) else COMMANDS
         if isinstance(group, click.Group) and len(words) > 1:
             for verb in words[1].split("|"):

@@ -249,7 +249,7 @@ def app_release(
         return
     print_table(
         ("rule", "passed", "value", "limit"),
-        [(r.rule, "yes" if r.passed else "NO", r.value, r.limit) for r in released.verdict.reasons],
+        [(r.rule, "yes" if r.passed else "NO", f"{r.value:.3f}", f"{r.limit:.3f}") for r in released.verdict.reasons],
     )
     print_progress(f"{name} serves v{released.artifact.version} ({released.artifact.digest[:19]})")
 

@@ -201,7 +201,13 @@ def model_history(name: str, cluster: Cluster = None, json: Json = False) -> Non
         print_json(alias)
         return
     rows = [
-        (m.at, m.who, f"v{m.from_version}" if m.from_version else None, f"v{m.to_version}", m.why)
+        (
+            f"{m.at:%Y-%m-%d %H:%M:%S} UTC",
+            m.who,
+            f"v{m.from_version}" if m.from_version else None,
+            f"v{m.to_version}",
+            m.why,
+        )
         for m in alias.history
     ]
     print_table(("when", "who", "from", "to", "why"), rows)

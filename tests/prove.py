@@ -109,15 +109,18 @@ def prove_accuracy() -> list[Evidence]:
 def _accuracy(claim: str, arguments: list[str]) -> Evidence:
     script = "tests/benchmarks/accuracy.py"
     found = json.loads(_run([sys.executable, script, *arguments]).strip().splitlines()[-1])
-    low, high = found["interval_95"]
     rows = "; ".join(
-        f"{name} {found[name]['accuracy']:.3f} / {found[name]['macro_f1']:.3f}" for name in ("baseline", "v1", "v2")
+        f"{name} {found[name]['accuracy']:.3f} / {found[name]['macro_f1']:.3f}"
+        for name in ("baseline", "baseline-c10", "v1", "v2")
+    )
+    gains = "; ".join(
+        f"v2 - {name} macro-F1 {mean:+.3f} ({low:+.3f} to {high:+.3f}, 95 % bootstrap over templates)"
+        for name, (mean, low, high) in found["v2_gain_macro_f1"].items()
     )
     return _evidence(
         claim,
         " ".join(["python", script, *arguments]),
-        f"accuracy / macro-F1 over seeds {found['seeds']}: {rows}; v2 - baseline macro-F1 "
-        f"{found['v2_minus_baseline_macro_f1']:+.3f}, 95 % bootstrap over templates {low:+.3f} to {high:+.3f}",
+        f"accuracy / macro-F1 over seeds {found['seeds']}: {rows}; {gains}",
     )
 
 

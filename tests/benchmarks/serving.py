@@ -588,12 +588,10 @@ class Bench:
         from heliostat.inference.encoder import pretrained_folder
 
         port = self.port()
-        command = [
-            str(python), "-m", "infinity_emb", "v2", "--model-id", str(pretrained_folder()), "--served-model-name",
-            "bench", "--engine", "torch", "--device", "cpu", "--dtype", "float32", "--no-bettertransformer",
-            "--no-model-warmup", "--batch-size", "32", "--host", "127.0.0.1", "--port", str(port),
-            "--log-level", "error",
-        ]  # fmt: skip
+        command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", "v2"]
+        command += ["--model-id", str(pretrained_folder()), "--served-model-name", "bench", "--engine", "torch"]
+        command += ["--device", "cpu", "--dtype", "float32", "--no-bettertransformer", "--no-model-warmup"]
+        command += ["--batch-size", "32", "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
         body = {"input": ["is it ready"], "model": "bench"}
         self.shoot(
             "infinity", self._process("infinity", command, port, "/embeddings", body=body), shapes=("infinity",),
@@ -659,6 +657,7 @@ def main() -> None:
     parser.add_argument("--only", help="these rows alone, separated by commas")
     parser.add_argument("--keep-logs", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     sys.path.insert(0, str(PEERS))
     import corpus
 

@@ -61,6 +61,8 @@ CARDS_GIB = {
 PARTS = ("model states", "activation", "weights", "non-torch", "kv cache", "gradients", "optimizer state")
 UNSEEN = ("CUDA context", "communication")
 """Terms that a report of PyTorch's allocator leaves out."""
+UNSTATED_RANK = 64
+"""Of LoRA, where a source does not say: the larger of those in common use."""
 LEAN = ("torchtune", "unsloth", "chunked", "fused cross", "fused loss", "liger", "litgpt", "lit-gpt")
 """Stacks and words that mean: logits are never whole, and QLoRA leaves embeddings in 16 bits."""
 GRID = (
@@ -99,6 +101,14 @@ class Case:
         if isinstance(workload, Training):
             return training_need(self.shape, workload, overheads)
         return inference_need(self.shape, workload, overheads)
+
+    def answer(self, card: float, context: int | None = None) -> str:
+        """Three-way; a source that does not say what is recomputed is judged both ways, and both must agree."""
+        answers = {fits(self.need(OVERHEADS, context), round(card)).answer}
+        if isinstance(self.workload, Training) and self.row["checkpointing"].lower() in ("", "unknown", "not stated"):
+            lower = replace(self, workload=replace(self.workload, checkpointing="full", fused_backward="8bit" in self.workload.optimizer))
+            answers.add(fits(lower.need(OVERHEADS, context), round(card)).answer)
+        return answers.pop() if len(answers) == 1 else "too close to call"
 
     def predicted(self, overheads: Overheads) -> float:
         """The estimate of what was measured."""
@@ -226,7 +236,7 @@ def read_experts(model: str) -> tuple[int, int]:
 def read_training(row: Row) -> Training:
     text = " ".join(row[key] for key in ("method", "checkpointing", "attention", "optimizer", "note", "url")).lower()
     method = row["method"].lower()
-    lean = any(word in text for word in LEAN)
+    lean = any(word in text for word in LEAN) and "hugging face" not in text
     rank = re.search(r"\br(?:ank)?\s*=?\s*(\d+)", f"{method} {row['note'].lower()}")
     optimizer = read_optimizer(row["optimizer"])
     return Training(
@@ -239,7 +249,7 @@ def read_training(row: Row) -> Training:
         checkpointing=read_checkpointing(row["checkpointing"]),
         attention="eager" if "eager" in row["attention"].lower() else "flash",
         loss=read_loss(row, text, lean),
-        rank=int(rank[1]) if rank else Training.rank,
+        rank=int(rank[1]) if rank else UNSTATED_RANK,
         train_embeddings="emb" in method,
         unquantised_fp32=not lean,
         fused_backward="into backward" in text or "in backward" in text,
@@ -248,7 +258,7 @@ def read_training(row: Row) -> Training:
 
 
 def read_loss(row: Row, text: str, lean: bool) -> Loss:
-    if lean and "hugging face + flash" not in text:
+    if lean:
         return "fused"
     if "+ fp16" in row["weight_dtype"] or "+fp16" in row["weight_dtype"]:
         return "half"
@@ -394,15 +404,13 @@ def confusion(cases: Sequence[Case]) -> list[Call]:
     calls = []
     for case in cases:
         if case.quantity == "total":
-            need = case.need(OVERHEADS)
-            whole_need = case.measured + sum(need.term(name) for name in UNSEEN if case.seen != "device")
-            calls += [Call(case, card, fits(need, card).answer, whole_need <= card) for card in cards]
+            unseen = sum(case.need(OVERHEADS).term(name) for name in UNSEEN if case.seen != "device")
+            calls += [Call(case, card, case.answer(card), case.measured + unseen <= card) for card in cards]
         elif case.quantity == "out of memory" and case.card:
-            calls.append(Call(case, case.card, fits(case.need(OVERHEADS), round(case.card)).answer, False))
+            calls.append(Call(case, case.card, case.answer(case.card), False))
         elif case.quantity == "longest" and case.card:
             for share, true in ((1.0, True), (1.1, False)):
-                need = case.need(OVERHEADS, round(case.measured * share))
-                calls.append(Call(case, case.card, fits(need, round(case.card)).answer, true))
+                calls.append(Call(case, case.card, case.answer(case.card, round(case.measured * share)), true))
     return calls
 
 

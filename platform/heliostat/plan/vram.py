@@ -85,11 +85,11 @@ class Term:
 
 @dataclass(frozen=True)
 class Need:
-    """What one GPU must hold at the peak. `assumed` are the choices the caller left open."""
+    """What one GPU must hold at the peak, and the terms of the moments that came out lower."""
 
     terms: tuple[Term, ...]
     peak: str
-    assumed: tuple[str, ...] = ()
+    other_peaks: tuple[tuple[Term, ...], ...] = ()
 
     @property
     def total(self) -> int:
@@ -99,7 +99,12 @@ class Need:
     @property
     def doubt(self) -> int:
         """Bytes the total may be off by: the terms' doubts are independent, so their squares add up."""
-        return round(math.sqrt(sum((term.bytes * term.doubt) ** 2 for term in self.terms)))
+        return _doubt(self.terms)
+
+    @property
+    def ceiling(self) -> int:
+        """Bytes that suffice beyond doubt, at whichever peak that is."""
+        return max(sum(term.bytes for term in terms) + _doubt(terms) for terms in (self.terms, *self.other_peaks))
 
     def term(self, name: str) -> int:
         """Bytes of the term, 0 if there is none of that name."""
@@ -107,7 +112,15 @@ class Need:
 
     def without(self, *names: str) -> Need:
         """The same need less some terms: what a tool that does not see them would report."""
-        return replace(self, terms=tuple(term for term in self.terms if term.name not in names))
+
+        def kept(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+            return tuple(term for term in terms if term.name not in names)
+
+        return replace(self, terms=kept(self.terms), other_peaks=tuple(map(kept, self.other_peaks)))
+
+
+def _doubt(terms: tuple[Term, ...]) -> int:
+    return round(math.sqrt(sum((term.bytes * term.doubt) ** 2 for term in terms)))
 
 
 @dataclass(frozen=True)
@@ -254,8 +267,9 @@ def training_need(shape: ModelShape, workload: Training, overheads: Overheads = 
     step = [*states, *_step_terms(shape, workload)]
     fixed = [_context_term(overheads), *_communication_terms(workload.gpus * workload.tensor * workload.pipeline, overheads)]
     peaks = {"backward pass": backward, "optimizer step": step}
-    peak = max(peaks, key=lambda name: sum(term.bytes for term in peaks[name]))
-    return Need(tuple(term for term in [*peaks[peak], *fixed] if term.bytes > 0), peak)
+    peaks_terms = {name: tuple(term for term in [*terms, *fixed] if term.bytes > 0) for name, terms in peaks.items()}
+    peak = max(peaks_terms, key=lambda name: sum(term.bytes for term in peaks_terms[name]))
+    return Need(peaks_terms[peak], peak, tuple(terms for name, terms in peaks_terms.items() if name != peak))
 
 
 def lora_params(shape: ModelShape, rank: int) -> int:
@@ -269,9 +283,12 @@ def lora_params(shape: ModelShape, rank: int) -> int:
 def fits(need: Need, memory_bytes: int) -> Fit:
     """Compare a need with what a card offers; within the need's own doubt the answer is *too close to call*."""
     margin = memory_bytes - need.total
-    doubt = need.doubt
-    answer: Answer = "fits" if margin >= doubt else "does not fit" if margin < -doubt else "too close to call"
-    return Fit(answer, need.total, memory_bytes, margin, doubt)
+    answer: Answer = "too close to call"
+    if memory_bytes >= need.ceiling:
+        answer = "fits"
+    elif margin < -need.doubt:
+        answer = "does not fit"
+    return Fit(answer, need.total, memory_bytes, margin, need.doubt)
 
 
 # --- terms
@@ -427,12 +444,13 @@ def _sharing_terms(shape: ModelShape, w: Training, *, stored: float, gradient: f
         # Gathering again for every microbatch is too slow: the stage stays whole for the step.
         gathered, unreduced = saved, saved * 2
     else:
-        unit = max(2 * _layer_params(shape), _largest_unit(shape), LIVE_PARAMETERS if on_host else 0) / w.tensor
+        layers = max(2 * _layer_params(shape), LIVE_PARAMETERS if on_host else 0)
+        unit = (layers + shape.vocab * shape.hidden + shape.head_params) / w.tensor
         gathered = unreduced = min(unit, saved)
     terms = []
     if w.shard == "zero3":
         terms.append(Term("gathered layers", round(gathered * stored),
-                          "two layers, or the embedding, whole" if w.pipeline == 1 else "the stage, whole",
+                          "two layers, embedding and head whole" if w.pipeline == 1 else "the stage, whole",
                           "ZeRO-3 and FSDP gather with prefetch", 0.5))  # fmt: skip
     terms.append(Term("gradient buckets", round(unreduced * gradient), "gradients not yet reduced",
                       "ZeRO-2 and -3 reduce in buckets", 0.5))  # fmt: skip

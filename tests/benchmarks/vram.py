@@ -28,6 +28,7 @@ from heliostat.errors import HeliostatError
 from heliostat.plan.params import ModelShape
 from heliostat.plan.vram import (
     GIB,
+    KV_BLOCK,
     OVERHEADS,
     Checkpointing,
     Dtype,
@@ -151,7 +152,9 @@ def read_cases(path: Path) -> tuple[list[Case], list[tuple[str, str]]]:
         for index, raw in enumerate(csv.DictReader(file), start=1):
             row = defaultdict(str, {str(k).strip(): str(v or "").strip() for k, v in raw.items() if k})
             try:
-                cases.append(read_case(row))
+                case = read_case(row)
+                case.need(OVERHEADS)  # a shape that cannot be split as the row says is told here
+                cases.append(case)
             except (Skip, HeliostatError, ValueError, ArithmeticError) as reason:
                 skipped.append((row["case_id"] or f"row {index}", str(reason)))
     return cases, skipped
@@ -182,13 +185,15 @@ def read_measured(row: Row, serving: bool) -> tuple[str, float]:
         if "oom" in note or "out of memory" in note:
             return "out of memory", 0.0
         raise Skip(f"measured is {row['measured']!r}")
-    if unit.startswith(("token", "block")):
-        per = number(unit) or 1 if unit.startswith("block") else 1
-        if serving:
-            return "kv tokens", value * (per if per > 1 else 16 if unit.startswith("block") else 1)
-        return "longest", value
+    if unit.startswith("token"):
+        # No token at all is the table's way to say that the card is too small.
+        return ("kv tokens" if serving else "longest" if value else "out of memory"), value
+    if unit.startswith("block"):
+        return "kv tokens", value * (number(unit) or KV_BLOCK)
     if unit not in UNITS:
         raise Skip(f"unit {row['unit']!r}")
+    if value == 0:
+        raise Skip("measured is 0")
     value *= UNITS[unit]
     if "sum" in row["scope"].lower():
         value /= gpus_of(row)

@@ -466,7 +466,7 @@ def _adapter_states(shape: ModelShape, w: Training) -> list[Term]:
     terms = [
         Term("weights", round(_frozen_bytes(shape, w) / split / parts.weights),
              f"N x {BYTES_PER_WEIGHT[w.dtype]:g} B{parts.text(parts.weights)}, embeddings and head "
-             f"{4 if w.method == 'qlora' and w.unquantised_fp32 else 2} B" if w.method == "qlora"
+             f"{4 if _upcasts(w) else 2} B" if w.method == "qlora"
              else f"N x {BYTES_PER_WEIGHT[w.dtype]:g} B{parts.text(parts.weights)}",
              "arXiv:2106.09685; arXiv:2305.14314", _n_doubt(shape)),
         Term("adapters", round(adapters * (4 / min(parts.weights, w.gpus) + 4 / parts.gradients + moments / parts.optimizer)),
@@ -480,8 +480,13 @@ def _adapter_states(shape: ModelShape, w: Training) -> list[Term]:
     return [*terms, *_sharing_terms(shape, w, stored=BYTES_PER_WEIGHT[w.dtype], gradient=0)]
 
 
+def _upcasts(w: Training) -> bool:
+    """Only bitsandbytes' formats are prepared that way; GPTQ's int4 keeps its 16-bit parts."""
+    return w.method == "qlora" and w.unquantised_fp32 and w.dtype in ("nf4", "int8")
+
+
 def _frozen_bytes(shape: ModelShape, w: Training) -> float:
-    if w.method == "qlora" and w.unquantised_fp32:
+    if _upcasts(w):
         rest = (shape.embedding_params + shape.head_params) * BYTES_PER_WEIGHT["fp32"]
         return shape.block_params * BYTES_PER_WEIGHT[w.dtype] + rest
     return weight_bytes(shape, w.dtype)

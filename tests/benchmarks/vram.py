@@ -226,9 +226,9 @@ def read_shape(row: Row) -> ModelShape:
     options = [(g, t, d) for g, t in choices for d in dict.fromkeys((h // a, 128, 256, 64))]
     gated, tied, d = min(options, key=lambda option: off(*option))
     return ModelShape(
-        name=row["model"], params=params, layers=depth, hidden=h, heads=a, kv_heads=k, head_dim=d, ffn=f, vocab=v,
+        name=row["model"], params=params, layers=depth, hidden=h, heads=a, kv_heads=k, head_dim=d, ffn=f * experts[1], vocab=v,
         embedding_params=v * h, head_params=0 if tied else v * h, gated=gated, causal=not encoder,
-        has_head=not encoder, experts=experts[0], active_experts=experts[1],
+        has_head=not encoder, stored_ffn=f * experts[0],
     )  # fmt: skip
 
 

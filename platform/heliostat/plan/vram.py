@@ -274,9 +274,9 @@ def training_need(shape: ModelShape, workload: Training, overheads: Overheads = 
 
 def lora_params(shape: ModelShape, rank: int) -> int:
     """Parameters of adapters on every linear layer of the blocks: r x (in + out) each (arXiv:2106.09685)."""
-    h, q, kv, f = shape.hidden, shape.attention_width, shape.kv_width, shape.ffn
+    h, q, kv, f = shape.hidden, shape.attention_width, shape.kv_width, shape.all_ffn
     attention = (h + q) * 2 + (h + kv) * 2
-    feed_forward = (h + f) * (3 if shape.gated else 2) * shape.experts
+    feed_forward = (h + f) * (3 if shape.gated else 2)
     return shape.layers * rank * (attention + feed_forward)
 
 
@@ -322,7 +322,7 @@ def _fragmentation_term(moving: float, overheads: Overheads) -> Term:
 
 def _prefill_bytes(shape: ModelShape, tokens: int) -> float:
     """Residual, normed input, queries, keys, values and output of attention (8h), gate, up and product (3f), 16-bit."""
-    return tokens * (8 * shape.hidden + 6 * shape.ffn * shape.active_experts)
+    return tokens * (8 * shape.hidden + 6 * shape.ffn)
 
 
 def _sampling_bytes(shape: ModelShape, batch: int) -> float:
@@ -552,7 +552,7 @@ def _layer_bytes(shape: ModelShape, w: Training, width: int) -> float:
     Norm inputs 2h, attention's input and output, the feed-forward's input, q, k and v; gated: gate, up and product;
     otherwise input and output of the activation. Eager attention keeps the scores: a s (softmax, its dropout).
     """
-    h, f = shape.hidden, shape.ffn * shape.active_experts
+    h, f = shape.hidden, shape.ffn
     elements = 4 * h + 2 * shape.attention_width + 2 * shape.kv_width + (3 if shape.gated else 2) * f
     scores = shape.heads * w.context * (2 * width + 1) if w.attention == "eager" else 0
     return elements * width + scores
@@ -563,7 +563,7 @@ def _kept_bytes(shape: ModelShape, w: Training, width: int, whole: float) -> flo
     if w.checkpointing == "none":
         return whole
     if w.checkpointing == "selective":
-        matmuls = shape.attention_width + shape.kv_width + shape.ffn * shape.active_experts + shape.hidden
+        matmuls = shape.attention_width + shape.kv_width + shape.ffn + shape.hidden
         return (shape.hidden + shape.attention_width + matmuls) * width
     if w.checkpointing == "offload":
         return 2 * shape.hidden * width / shape.layers
@@ -572,6 +572,6 @@ def _kept_bytes(shape: ModelShape, w: Training, width: int, whole: float) -> flo
 
 def _gradient_width(shape: ModelShape, w: Training, width: int) -> float:
     """Bytes a token of the gradients alive while one layer runs backward: the feed-forward's, or the scores'."""
-    f = shape.ffn * shape.active_experts
+    f = shape.ffn
     return (3 if shape.gated else 2) * f * width + (2 * shape.heads * w.context * width if w.attention == "eager" else 0)
 

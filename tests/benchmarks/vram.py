@@ -6,9 +6,10 @@ FILE is a CSV, one measurement a row: model shape, method, sharding, GPU, what w
 as people write them ("full (assumed)", "fsdp 4 x context-parallel 2"); what a source leaves open takes the estimator's
 defaults, and a row that cannot be scored is listed with the reason.
 
-Scored are rows of kind `measured` that give a GPU's whole memory. Rows of one series (same model, method, recipe, GPU and
-source; many lengths) count once: a series' error is the mean of its rows' absolute errors, so that errors do not cancel.
-The confusion table asks of every measurement and every GPU of the file whether it fits there. GB is 1e9, GiB is 2**30.
+Scored are rows of kind `measured` that give a GPU's whole memory. Rows of one series (same model, method, recipe, GPU
+and source; many lengths) count once: a series' error is the mean of its rows' absolute errors, so that errors do not
+cancel. The confusion table asks of every measurement and every GPU of the file whether it fits
+there. GB is 1e9, GiB is 2**30.
 """
 
 from __future__ import annotations
@@ -30,22 +31,14 @@ from heliostat.plan.vram import (
     GIB,
     KV_BLOCK,
     OVERHEADS,
-    Checkpointing,
-    Dtype,
-    Loss,
     Need,
-    Optimizer,
     Overheads,
-    Precision,
-    Serving,
-    Shard,
-    Training,
     fits,
-    inference_need,
-    kv_tokens_left,
-    training_need,
+    kv_tokens,
+    need_of,
     weight_bytes,
 )
+from heliostat.plan.workload import Dtype, Loss, Optimizer, Precision, Recompute, Serving, Shard, Training
 
 Row = Mapping[str, str]
 
@@ -54,9 +47,9 @@ UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20, "tb": 10**12, "ti
 VISIBLE = 0.985
 """Of a card's nominal GiB, what a program sees: 79.2 of 80, 23.6 of 24."""
 CARDS_GIB = {
-    "4090": 24, "3090": 24, "a6000": 48, "6000 ada": 48, "a5000": 24, "a4000": 16, "l40": 45.4, "a10g": 22.7, "l4": 22.7,
-    "t4": 15, "a10": 24, "a40": 45, "v100": 16, "a100": 40, "h100": 80, "h200": 141, "b200": 180, "mi300x": 192,
-    "p100": 16, "2080": 11, "3080": 10, "3060": 12, "4080": 16, "4070": 12, "5090": 32, "titan": 24,
+    "4090": 24, "3090": 24, "5090": 32, "3080": 10, "3060": 12, "4070": 12, "4080": 16, "2080": 11, "titan": 24,
+    "a4000": 16, "a5000": 24, "a6000": 48, "6000 ada": 48, "p100": 16, "v100": 16, "t4": 15, "a10": 24, "a10g": 22.7,
+    "a40": 45, "l4": 22.7, "l40": 45.4, "a100": 40, "h100": 80, "h200": 141, "b200": 180, "mi300x": 192,
 }  # fmt: skip
 """For names that do not say their size; the longest that matches."""
 PARTS = ("model states", "activation", "weights", "non-torch", "kv cache", "gradients", "optimizer state")
@@ -99,15 +92,16 @@ class Case:
     def need(self, overheads: Overheads, context: int | None = None) -> Need:
         """The estimate of the whole device, at another context if given."""
         workload = self.workload if context is None else replace(self.workload, context=context)
-        if isinstance(workload, Training):
-            return training_need(self.shape, workload, overheads)
-        return inference_need(self.shape, workload, overheads)
+        return need_of(self.shape, workload, overheads)
 
     def answer(self, card: float, context: int | None = None) -> str:
         """Three-way; a source that does not say what is recomputed is judged both ways, and both must agree."""
         answers = {fits(self.need(OVERHEADS, context), round(card)).answer}
         if isinstance(self.workload, Training) and self.row["checkpointing"].lower() in ("", "unknown", "not stated"):
-            lower = replace(self, workload=replace(self.workload, checkpointing="full", fused_backward="8bit" in self.workload.optimizer))
+            lower = replace(
+                self,
+                workload=replace(self.workload, recompute="full", fused_backward="8bit" in self.workload.optimizer),
+            )
             answers.add(fits(lower.need(OVERHEADS, context), round(card)).answer)
         return answers.pop() if len(answers) == 1 else "too close to call"
 
@@ -226,8 +220,8 @@ def read_shape(row: Row) -> ModelShape:
     options = [(g, t, d) for g, t in choices for d in dict.fromkeys((h // a, 128, 256, 64))]
     gated, tied, d = min(options, key=lambda option: off(*option))
     return ModelShape(
-        name=row["model"], params=params, layers=depth, hidden=h, heads=a, kv_heads=k, head_dim=d, ffn=f * experts[1], vocab=v,
-        embedding_params=v * h, head_params=0 if tied else v * h, gated=gated, causal=not encoder,
+        name=row["model"], params=params, layers=depth, hidden=h, heads=a, kv_heads=k, head_dim=d,
+        ffn=f * experts[1], vocab=v, embedding_params=v * h, head_params=0 if tied else v * h, gated=gated, causal=not encoder,
         has_head=not encoder, stored_ffn=f * experts[0],
     )  # fmt: skip
 
@@ -251,7 +245,7 @@ def read_training(row: Row) -> Training:
         optimizer=optimizer,
         context=whole(row["seq_len"], default=512),
         batch=whole(row["micro_batch"], default=1),
-        checkpointing=read_checkpointing(row["checkpointing"]),
+        recompute=read_recompute(row["checkpointing"]),
         attention="eager" if "eager" in row["attention"].lower() else "flash",
         loss=read_loss(row, text, lean),
         rank=int(rank[1]) if rank else UNSTATED_RANK,
@@ -300,7 +294,7 @@ def read_optimizer(text: str) -> Optimizer:
     return "adafactor" if "adafactor" in text else "sgd" if "sgd" in text else "adamw"
 
 
-def read_checkpointing(text: str) -> Checkpointing:
+def read_recompute(text: str) -> Recompute:
     """What a source leaves open is taken as none, the larger need."""
     text = text.lower()
     if "off-load" in text or "offload" in text:
@@ -404,7 +398,7 @@ class Call:
 
 
 def confusion(cases: Sequence[Case]) -> list[Call]:
-    """Every measured need on every card of the file, and every longest context on its own card, at it and 10 % above."""
+    """Every measured need on every card of the file; every longest context on its own card, there and 10 % above."""
     cards = sorted({round(case.card) for case in cases if case.card})
     calls = []
     for case in cases:
@@ -436,7 +430,7 @@ def candidates() -> Iterator[Overheads]:
 
 
 def loss_of(cases: Sequence[Case], overheads: Overheads) -> float:
-    """Mean over sources of the mean over series; an under-estimate counts half more: it is a crash, the other a bill."""
+    """Mean over sources of the mean over series. An under-estimate counts half more: a crash against a bill."""
     per_source: dict[str, list[float]] = defaultdict(list)
     for rows in by_series(cases).values():
         errors = [case.error(overheads) for case in rows]
@@ -484,7 +478,7 @@ def other_quantity(case: Case) -> float:
         memory = (case.card or 0) * (utilisation if utilisation and utilisation <= 1 else 0.9)
         if name == "kv cache":
             return memory - need.without("KV cache").total
-        tokens = kv_tokens_left(case.shape, case.workload, round(memory), OVERHEADS)
+        tokens = kv_tokens(case.shape, case.workload, round(memory), OVERHEADS)
         return tokens or 0
     if name == "weights":
         return weight_bytes(case.shape, case.workload.dtype) if isinstance(case.workload, Serving) else need.term(name)
@@ -521,9 +515,9 @@ def print_lengths(cases: Sequence[Case]) -> None:
     if longest:
         print("\nlongest context that fits: need there against the card, and doubt")
     for case in longest:
-        need = case.need(OVERHEADS, round(case.measured))
+        need, card = case.need(OVERHEADS, round(case.measured)), case.card or 0.0
         print(
-            f"{need.total / (case.card or 1) - 1:+7.1%} +- {need.doubt / GIB:5.1f} GiB of {(case.card or 0) / GIB:5.1f}  "
+            f"{need.total / card - 1:+7.1%} +- {need.doubt / GIB:5.1f} GiB of {card / GIB:5.1f}  "
             f"{case.case_id} {case.measured:,.0f} tokens, {case.row['checkpointing']}"
         )
 
@@ -532,9 +526,9 @@ def print_left_out(left_out: Mapping[str, tuple[Overheads, Mapping[str, float]]]
     if left_out:
         print("\nfitted on all other sources, tested on the one named: context GiB, fragmentation, bytes a logit")
     for source, (overheads, errors) in left_out.items():
+        median, worst = statistics.median(errors.values()), max(errors.values())
         print(
-            f"{statistics.median(errors.values()):6.1%} median, {max(errors.values()):6.1%} worst of {len(errors)} series  "
-            f"{source}  ({overheads.context_bytes / GIB:.1f}, {overheads.fragmentation:.2f}, {overheads.logit_bytes:g})"
+            f"{median:6.1%} median, {worst:6.1%} worst of {len(errors)} series  {source}  ({overheads.context_bytes / GIB:.1f}, {overheads.fragmentation:.2f}, {overheads.logit_bytes:g})"
         )
 
 

@@ -40,8 +40,8 @@ class ModelShape:
     """What memory depends on. Counts are parameters, widths are elements.
 
     `ffn` is the feed-forward width that a token passes through (of all its active experts), `stored_ffn` that of all
-    experts. `causal` models keep a KV cache; `has_head` says that logits over the vocabulary are computed, `head_params`
-    is 0 where the head shares the embedding. `exact` is false where the shape was inferred rather than read.
+    experts. `causal` models keep a KV cache; `has_head`: logits over the vocabulary are computed; `head_params` is 0
+    where the head shares the embedding. `exact` is false where the shape was inferred rather than read.
     """
 
     name: str
@@ -254,7 +254,9 @@ def read_header(path: Path) -> Header:
                 raise ValueError("it ends within its header")
             return parse_header(text)
     except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"not safetensors: {error}", where=str(path), do="give a file that safetensors wrote") from error
+        raise UsageError(
+            f"not safetensors: {error}", where=str(path), do="give a file that safetensors wrote"
+        ) from error
 
 
 def parse_header(text: bytes) -> Header:
@@ -406,7 +408,7 @@ FAMILIES = (*_DECODERS, "gpt2", "bert")
 
 
 def shape_from_config(values: Mapping[str, Any], *, name: str = "model", where: str = "config.json") -> ModelShape:
-    """From the fields of a config.json. Raises UsageError for a family that is not known, or a field that is missing."""
+    """From the fields of a config.json. Raises UsageError for an unknown family or a missing field."""
     config = _Config(values, where)
     family = str(values.get("model_type", ""))
     if family in _DECODERS:
@@ -519,7 +521,10 @@ def _gpt2_shape(config: _Config, name: str) -> ModelShape:
 def _bert_shape(config: _Config, name: str) -> ModelShape:
     h, layers, heads = (config.number(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     vocab, ffn = config.number("vocab_size"), config.number("intermediate_size")
-    positions, types = config.number("max_position_embeddings", default=512), config.number("type_vocab_size", default=2)
+    positions, types = (
+        config.number("max_position_embeddings", default=512),
+        config.number("type_vocab_size", default=2),
+    )
     embedding = (vocab + positions + types) * h
     layer = 4 * (h * h + h) + 2 * h + 2 * h * ffn + ffn + h + 2 * h
     masked = config.architecture.endswith("ForMaskedLM")

@@ -1,75 +1,86 @@
 """How much GPU memory a model takes, term by term, and whether it fits.
 
-Pure arithmetic: a shape (params.py) and a workload in, a `Need` out, in bytes for ONE GPU. Every term carries its
-formula and where the formula comes from, and how far it may be off; what is doubtful in sum decides between *fits*,
-*does not fit* and *too close to call*.
+Pure arithmetic: a shape and a workload in, a `Need` out, in bytes of ONE GPU. Every term carries its formula, where the
+formula comes from, and by how much it may be off. What is doubtful in sum decides between *fits*, *does not fit* and
+*too close to call*.
 
-Symbols: N parameters, T trainable ones, L layers, h hidden width, a heads, k KV heads, d width of a head, f width of the
-feed-forward layer, V vocabulary, s context, b sequences a GPU works on at once, p GPUs that share the state (data
-parallel x context parallel), t tensor parallel, P pipeline stages.
+Symbols: N parameters, T trainable ones, L layers, h hidden width, a heads, k KV heads, d width of a head, f width of
+the feed-forward layer, V vocabulary, s context, b sequences a GPU works on at once, p GPUs that share the state,
+t tensor parallel, P pipeline stages.
 
-Training peaks in one of two moments, and the larger is the need: in the *backward pass* the activations and the logits
-are alive; in the *optimizer step* they are gone, and the optimizer's temporaries are there instead.
+Training peaks in one of two moments, and the larger is the need: in the *backward pass* activations and logits are
+alive; in the *optimizer step* they are gone, and the optimizer's temporaries are there instead.
 
-Not here: what a model's shape is (params.py), what cards there are and what they cost (catalogue.py), speed.
+tests/benchmarks/vram.py holds all this against published measurements; docs/decisions/0006-gpu-memory.md says what
+was tried. Not here: a model's shape (params.py), the workloads (workload.py), cards and prices (catalogue.py), speed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from heliostat.errors import UsageError
 from heliostat.plan.params import ModelShape
+from heliostat.plan.workload import (
+    BYTES_PER_WEIGHT,
+    OPTIMIZER_BYTES,
+    QUANTISED,
+    Dtype,
+    Loss,
+    Recompute,
+    Serving,
+    Training,
+)
+
+__all__ = [
+    "Change",
+    "Fit",
+    "ModelShape",
+    "Need",
+    "Serving",
+    "Term",
+    "Training",
+    "cheapest_change",
+    "fits",
+    "inference_need",
+    "training_need",
+]
 
 GIB = 2**30
 
-Dtype = Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "nf4"]
-Method = Literal["full", "lora", "qlora"]
-Precision = Literal["fp32", "mixed", "bf16"]
-Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "adafactor", "sgd"]
-Checkpointing = Literal["none", "selective", "full", "offload"]
-Attention = Literal["flash", "eager"]
-Loss = Literal["full", "upcast", "half", "fused"]
-Shard = Literal["none", "ddp", "zero1", "zero2", "zero3"]
 Answer = Literal["fits", "does not fit", "too close to call"]
 
-BYTES_PER_WEIGHT: dict[Dtype, float] = {
-    "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5 + 0.03, "nf4": 0.5 + 0.016,
-}  # fmt: skip
-"""int4: groups of 128 with a 16-bit scale and zero point. nf4: blocks of 64, double quantised (arXiv:2305.14314)."""
+KV_BLOCK = 16
+"""Tokens of a block of vLLM's paged cache; the last one of a sequence is held whole."""
 
-QUANTISED: tuple[Dtype, ...] = ("fp8", "int8", "int4", "nf4")
-"""Formats of the linear layers alone: embeddings, head and norms stay in 16 bits."""
+LIVE_PARAMETERS = 10**9
+"""DeepSpeed lets so many gathered parameters live before it frees some (stage3_max_live_parameters)."""
+
 
 @dataclass(frozen=True)
 class Overheads:
-    """The constants that no formula gives. tests/benchmarks/vram.py fits them on some sources and tests on the others."""
+    """The constants that no formula gives; the benchmark fits them on some sources and tests them on the others."""
 
     context_bytes: int = int(1.2 * GIB)
-    """Driver context, kernels and library workspaces of a process. Seen: 1.31 GiB (V100, Hugging Face's page on training
-    memory), 1.79 with communication (vLLM, an 80 GB card); 0.3 to 2 elsewhere."""
+    """Driver context, kernels and library workspaces of a process. Seen: 1.31 GiB (V100, Hugging Face's page on memory
+    in training), 1.79 with communication (vLLM, an 80 GB card); 0.3 to 2 elsewhere."""
     communication_bytes: int = int(0.5 * GIB)
     """NCCL's buffers once a second GPU takes part: a few hundred MiB a communicator."""
     fragmentation: float = 0.08
     """Share of what comes and goes (activations, logits) that the caching allocator holds without using it."""
     logit_bytes: float = 12
-    """A logit at the peak of cross-entropy's backward: the 16-bit logits and their gradient (2 + 2), log-softmax and its
-    gradient in fp32 (4 + 4)."""
+    """A logit at the peak of cross-entropy's backward: the 16-bit logits and their gradient (2 + 2), log-softmax and
+    its gradient in fp32 (4 + 4)."""
 
 
 OVERHEADS = Overheads()
 
-LOGIT_RATIO: dict[Loss, float] = {"full": 1, "upcast": 16 / 12, "half": 8 / 12, "fused": 0}
-"""Against `Overheads.logit_bytes`. upcast: Hugging Face keeps an fp32 copy and its shifted copy. half: engines without
+LOGIT_SHARE: dict[Loss, float] = {"full": 1, "upcast": 16 / 12, "half": 8 / 12, "fused": 0}
+"""Of `Overheads.logit_bytes`. upcast: Hugging Face keeps an fp32 copy and its shifted copy. half: engines without
 autocast compute the loss in 16 bits: logits, shifted copy, log-softmax, gradient. fused: by chunks, never whole."""
-
-OPTIMIZER_BYTES: dict[Optimizer, float] = {
-    "adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit": 0, "adafactor": 0.1, "sgd": 4,
-}  # fmt: skip
-"""fp32 state a trainable parameter. Paged state moves to the host when the GPU needs the room."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Need:
     @property
     def total(self) -> int:
         """Bytes."""
-        return sum(term.bytes for term in self.terms)
+        return _sum(self.terms)
 
     @property
     def doubt(self) -> int:
@@ -104,11 +115,11 @@ class Need:
     @property
     def ceiling(self) -> int:
         """Bytes that suffice beyond doubt, at whichever peak that is."""
-        return max(sum(term.bytes for term in terms) + _doubt(terms) for terms in (self.terms, *self.other_peaks))
+        return max(_sum(terms) + _doubt(terms) for terms in (self.terms, *self.other_peaks))
 
     def term(self, name: str) -> int:
         """Bytes of the term, 0 if there is none of that name."""
-        return sum(term.bytes for term in self.terms if term.name == name)
+        return _sum(tuple(term for term in self.terms if term.name == name))
 
     def without(self, *names: str) -> Need:
         """The same need less some terms: what a tool that does not see them would report."""
@@ -117,6 +128,10 @@ class Need:
             return tuple(term for term in terms if term.name not in names)
 
         return replace(self, terms=kept(self.terms), other_peaks=tuple(map(kept, self.other_peaks)))
+
+
+def _sum(terms: tuple[Term, ...]) -> int:
+    return sum(term.bytes for term in terms)
 
 
 def _doubt(terms: tuple[Term, ...]) -> int:
@@ -134,152 +149,6 @@ class Fit:
     doubt: int
 
 
-@dataclass(frozen=True)
-class Serving:
-    """How a model is served. `context` tokens a sequence at most, `batch` sequences at once."""
-
-    dtype: Dtype = "bf16"
-    kv_dtype: Dtype = "bf16"
-    context: int = 4096
-    batch: int = 1
-    prefill: int | None = None
-    tensor: int = 1
-
-    def __post_init__(self) -> None:
-        _positive(context=self.context, batch=self.batch, tensor=self.tensor, prefill=self.prefill or 1)
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a model is trained.
-
-    `batch` is the micro batch of one GPU. `precision` is that of the weights that learn: `mixed` keeps an fp32 copy,
-    `bf16` trains the 16-bit weights themselves. `dtype` is what frozen weights are stored in (LoRA), `nf4` or `int4`
-    for QLoRA. `gpus` share the state by `shard`, besides `tensor` and `pipeline`. `unquantised_fp32`: the parts that
-    QLoRA leaves unquantised are cast to fp32, as peft's `prepare_model_for_kbit_training` does. `cpu_offload` keeps
-    gradients and optimizer state on the host, with `zero3` the weights too.
-    """
-
-    method: Method = "full"
-    precision: Precision = "mixed"
-    dtype: Dtype = "bf16"
-    optimizer: Optimizer = "adamw"
-    context: int = 4096
-    batch: int = 1
-    checkpointing: Checkpointing = "full"
-    attention: Attention = "flash"
-    loss: Loss = "full"
-    rank: int = 16
-    train_embeddings: bool = False
-    unquantised_fp32: bool = True
-    fused_backward: bool = False
-    shard: Shard = "none"
-    gpus: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    context_parallel: int = 1
-    cpu_offload: bool = False
-
-    def __post_init__(self) -> None:
-        _positive(
-            context=self.context, batch=self.batch, rank=self.rank, gpus=self.gpus, tensor=self.tensor,
-            pipeline=self.pipeline, context_parallel=self.context_parallel,
-        )  # fmt: skip
-
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}", do="write a whole number of 1 or more")
-
-
-def inference_need(shape: ModelShape, workload: Serving, overheads: Overheads = OVERHEADS) -> Need:
-    """What one GPU holds while it serves the model, at full batch and full context.
-
-    Raises UsageError when the weights cannot be split as asked.
-    """
-    degree = workload.tensor
-    _check_tensor(shape, degree)
-    kv = kv_cache_bytes(shape, workload)
-    prefill = workload.prefill or workload.context
-    working = _prefill_bytes(shape, prefill) / degree + _sampling_bytes(shape, workload.batch)
-    terms = [
-        _weights_term(shape, workload.dtype, degree),
-        Term(
-            "KV cache",
-            kv,
-            "2 L k d x bytes x context (blocks of 16) x batch / min(t, k)",
-            "transformer inference arithmetic; vLLM's blocks",
-            0.0,
-        ),
-        Term(
-            "activations",
-            round(working),
-            "prefill tokens x (8h + 6f) / t + batch x V x 10",
-            "tensors of one layer; checked on vLLM logs",
-            0.30,
-        ),
-        _context_term(overheads),
-        *_communication_terms(degree, overheads),
-        _fragmentation_term(working, overheads),
-    ]
-    return Need(tuple(term for term in terms if term.bytes), "prefill")
-
-
-def kv_bytes_per_token(shape: ModelShape, kv_dtype: Dtype = "bf16", tensor: int = 1) -> float:
-    """2 L k d x bytes, for one GPU of `tensor`: KV heads are split while there are any, then copied."""
-    if not shape.causal:
-        return 0.0
-    width = math.ceil(shape.kv_heads / min(tensor, shape.kv_heads)) * shape.head_dim
-    return 2 * shape.layers * width * BYTES_PER_WEIGHT[kv_dtype]
-
-
-def kv_cache_bytes(shape: ModelShape, workload: Serving) -> int:
-    """The cache of all sequences at full context, in whole blocks of 16 tokens."""
-    blocks = math.ceil(workload.context / KV_BLOCK)
-    return round(
-        kv_bytes_per_token(shape, workload.kv_dtype, workload.tensor) * blocks * KV_BLOCK * workload.batch
-    )
-
-
-def kv_tokens_left(
-    shape: ModelShape, workload: Serving, memory_bytes: int, overheads: Overheads = OVERHEADS
-) -> int | None:
-    """Tokens of KV cache that the memory holds beside everything else; 0 where nothing is left, None without a cache."""
-    per_token = kv_bytes_per_token(shape, workload.kv_dtype, workload.tensor)
-    if not per_token:
-        return None
-    room = memory_bytes - inference_need(shape, workload, overheads).without("KV cache").total
-    return max(0, int(room // (per_token * KV_BLOCK))) * KV_BLOCK
-
-
-def weight_bytes(shape: ModelShape, dtype: Dtype) -> float:
-    """All weights in a format; quantised formats leave embeddings, head and norms in 16 bits."""
-    rest = BYTES_PER_WEIGHT["bf16"] if dtype in QUANTISED else BYTES_PER_WEIGHT[dtype]
-    return shape.block_params * BYTES_PER_WEIGHT[dtype] + (shape.embedding_params + shape.head_params) * rest
-
-
-def training_need(shape: ModelShape, workload: Training, overheads: Overheads = OVERHEADS) -> Need:
-    """What one GPU holds at the peak of a training step. Raises UsageError when the model cannot be split as asked."""
-    _check_tensor(shape, workload.tensor)
-    states = _state_terms(shape, workload)
-    backward = [*states, *_backward_terms(shape, workload, overheads)]
-    step = [*states, *_step_terms(shape, workload)]
-    fixed = [_context_term(overheads), *_communication_terms(workload.gpus * workload.tensor * workload.pipeline, overheads)]
-    peaks = {"backward pass": backward, "optimizer step": step}
-    peaks_terms = {name: tuple(term for term in [*terms, *fixed] if term.bytes > 0) for name, terms in peaks.items()}
-    peak = max(peaks_terms, key=lambda name: sum(term.bytes for term in peaks_terms[name]))
-    return Need(peaks_terms[peak], peak, tuple(terms for name, terms in peaks_terms.items() if name != peak))
-
-
-def lora_params(shape: ModelShape, rank: int) -> int:
-    """Parameters of adapters on every linear layer of the blocks: r x (in + out) each (arXiv:2106.09685)."""
-    h, q, kv, f = shape.hidden, shape.attention_width, shape.kv_width, shape.all_ffn
-    attention = (h + q) * 2 + (h + kv) * 2
-    feed_forward = (h + f) * (3 if shape.gated else 2)
-    return shape.layers * rank * (attention + feed_forward)
-
-
 def fits(need: Need, memory_bytes: int) -> Fit:
     """Compare a need with what a card offers; within the need's own doubt the answer is *too close to call*."""
     margin = memory_bytes - need.total
@@ -291,18 +160,103 @@ def fits(need: Need, memory_bytes: int) -> Fit:
     return Fit(answer, need.total, memory_bytes, margin, need.doubt)
 
 
-# --- terms
+def _check_tensor(shape: ModelShape, degree: int) -> None:
+    if shape.heads % degree:
+        raise UsageError(
+            f"{shape.heads} attention heads cannot be split over {degree} GPUs",
+            do="use a number that divides the heads",
+        )
 
 
-def _weights_term(shape: ModelShape, dtype: Dtype, degree: int) -> Term:
+# --- serving
+
+
+def inference_need(shape: ModelShape, workload: Serving, overheads: Overheads = OVERHEADS) -> Need:
+    """What one GPU holds while it serves, at full batch and full context. UsageError for heads that do not split."""
+    _check_tensor(shape, workload.tensor)
+    working = _prefill_bytes(shape, workload) + _sampling_bytes(shape, workload)
+    terms = (
+        _weights_term(shape, workload),
+        Term(
+            "KV cache",
+            kv_cache_bytes(shape, workload),
+            f"2 L k d x {BYTES_PER_WEIGHT[workload.kv_dtype]:g} B x s in blocks of 16 x b{_over(workload.tensor)}",
+            "keys and values of every layer; vLLM's blocks",
+            0.0,
+        ),
+        Term(
+            "activations",
+            round(working),
+            f"prefill tokens x (8h + 6f) B{_over(workload.tensor)} + b x V x 10 B",
+            "tensors of one layer and of sampling; checked on vLLM logs",
+            0.30,
+        ),
+        _context_term(overheads),
+        *_communication_terms(workload.tensor, overheads),
+        _fragmentation_term(working, overheads),
+    )
+    return Need(tuple(term for term in terms if term.bytes), "prefill")
+
+
+def weight_bytes(shape: ModelShape, dtype: Dtype) -> float:
+    """All weights in a format; quantised formats leave embeddings and head in 16 bits."""
+    rest = BYTES_PER_WEIGHT["bf16"] if dtype in QUANTISED else BYTES_PER_WEIGHT[dtype]
+    return shape.block_params * BYTES_PER_WEIGHT[dtype] + (shape.embedding_params + shape.head_params) * rest
+
+
+def kv_bytes_per_token(shape: ModelShape, workload: Serving) -> float:
+    """2 L k d x bytes, of one GPU: KV heads are split over the GPUs while there are any, then copied."""
+    if not shape.causal:
+        return 0.0
+    heads = math.ceil(shape.kv_heads / min(workload.tensor, shape.kv_heads))
+    return 2 * shape.layers * heads * shape.head_dim * BYTES_PER_WEIGHT[workload.kv_dtype]
+
+
+def kv_cache_bytes(shape: ModelShape, workload: Serving) -> int:
+    """The cache of all sequences at full context."""
+    tokens = math.ceil(workload.context / KV_BLOCK) * KV_BLOCK * workload.batch
+    return round(kv_bytes_per_token(shape, workload) * tokens)
+
+
+def kv_tokens(shape: ModelShape, workload: Serving, memory_bytes: int, overheads: Overheads = OVERHEADS) -> int | None:
+    """Tokens of KV cache that the memory holds beside all else, in whole blocks; None for a model without one."""
+    per_token = kv_bytes_per_token(shape, workload)
+    if not per_token:
+        return None
+    room = memory_bytes - inference_need(shape, workload, overheads).without("KV cache").total
+    return max(0, int(room // (per_token * KV_BLOCK))) * KV_BLOCK
+
+
+def _weights_term(shape: ModelShape, workload: Serving) -> Term:
+    quantised = " (embeddings and head 2 B)" if workload.dtype in QUANTISED else ""
     return Term(
         "weights",
-        math.ceil(weight_bytes(shape, dtype) / degree),
-        f"N x {BYTES_PER_WEIGHT[dtype]:g} B" + (" (embeddings and head 2 B)" if dtype in QUANTISED else "")
-        + (f" / {degree}" if degree > 1 else ""),
-        "exact count" if shape.exact else "typical shape of that size",
-        0.01 if shape.exact else 0.05,
-    )  # fmt: skip
+        math.ceil(weight_bytes(shape, workload.dtype) / workload.tensor),
+        f"N x {BYTES_PER_WEIGHT[workload.dtype]:g} B{quantised}{_over(workload.tensor)}",
+        "count" if shape.exact else "typical shape of that size",
+        _count_doubt(shape),
+    )
+
+
+def _prefill_bytes(shape: ModelShape, workload: Serving) -> float:
+    """Residual, normed input, queries, keys, values and output of attention (8h), gate, up and product (6f)."""
+    tokens = workload.prefill or workload.context
+    return tokens * (8 * shape.hidden + 6 * shape.ffn) / workload.tensor
+
+
+def _sampling_bytes(shape: ModelShape, workload: Serving) -> float:
+    return workload.batch * shape.vocab * 10 if shape.has_head else 0
+
+
+# --- terms that both have
+
+
+def _count_doubt(shape: ModelShape) -> float:
+    return 0.02 if shape.exact else 0.05
+
+
+def _over(parts: float) -> str:
+    return ", on the host" if parts == math.inf else f" / {parts:g}" if parts > 1 else ""
 
 
 def _context_term(overheads: Overheads) -> Term:
@@ -312,60 +266,58 @@ def _context_term(overheads: Overheads) -> Term:
 def _communication_terms(ranks: int, overheads: Overheads) -> list[Term]:
     if ranks == 1:
         return []
-    return [Term("communication", overheads.communication_bytes, "NCCL buffers", "a few hundred MiB a communicator", 0.50)]
+    return [Term("communication", overheads.communication_bytes, "NCCL buffers", "a few hundred MiB each", 0.50)]
 
 
 def _fragmentation_term(moving: float, overheads: Overheads) -> Term:
-    return Term("fragmentation", round(overheads.fragmentation * moving),
-                f"{overheads.fragmentation:.0%} of what comes and goes", "caching allocator: 5 to 10 %", 1.0)  # fmt: skip
+    share = overheads.fragmentation
+    return Term("fragmentation", round(share * moving), f"{share:.0%} of what comes and goes", "caching allocator", 1.0)
 
 
-def _prefill_bytes(shape: ModelShape, tokens: int) -> float:
-    """Residual, normed input, queries, keys, values and output of attention (8h), gate, up and product (3f), 16-bit."""
-    return tokens * (8 * shape.hidden + 6 * shape.ffn)
+# --- training: state
 
 
-def _sampling_bytes(shape: ModelShape, batch: int) -> float:
-    return batch * shape.vocab * 10 if shape.has_head else 0
+def training_need(shape: ModelShape, workload: Training, overheads: Overheads = OVERHEADS) -> Need:
+    """What one GPU holds at the peak of a training step. Raises UsageError for heads that do not split."""
+    _check_tensor(shape, workload.tensor)
+    states = _full_states(shape, workload) if workload.method == "full" else _adapter_states(shape, workload)
+    ranks = workload.gpus * workload.tensor * workload.pipeline
+    fixed = [*states, _context_term(overheads), *_communication_terms(ranks, overheads)]
+    peaks = {
+        "backward pass": _terms(fixed, _backward_terms(shape, workload, overheads)),
+        "optimizer step": _terms(fixed, _step_terms(shape, workload)),
+    }
+    peak = max(peaks, key=lambda name: _sum(peaks[name]))
+    return Need(peaks[peak], peak, tuple(terms for name, terms in peaks.items() if name != peak))
 
 
-KV_BLOCK = 16
-"""Tokens of a block of vLLM's paged cache; the last one of a sequence is held whole."""
+def _terms(*parts: list[Term]) -> tuple[Term, ...]:
+    return tuple(term for part in parts for term in part if term.bytes > 0)
 
 
-def _check_tensor(shape: ModelShape, degree: int) -> None:
-    if shape.heads % degree:
-        raise UsageError(
-            f"{shape.heads} attention heads cannot be split over {degree} GPUs", do="use a divisor of the heads"
-        )
+def lora_params(shape: ModelShape, rank: int) -> int:
+    """Parameters of adapters on every linear layer of the blocks: r x (in + out) each (arXiv:2106.09685)."""
+    h, q, kv = shape.hidden, shape.attention_width, shape.kv_width
+    attention = 2 * (h + q) + 2 * (h + kv)
+    feed_forward = (h + shape.all_ffn) * (3 if shape.gated else 2)
+    return shape.layers * rank * (attention + feed_forward)
 
 
-def _state_terms(shape: ModelShape, w: Training) -> list[Term]:
-    """Weights, gradients and optimizer state."""
-    return _full_states(shape, w) if w.method == "full" else _adapter_states(shape, w)
+@dataclass(frozen=True)
+class _Parts:
+    """Over how many GPUs each kind of state is spread: ZeRO's stages, arXiv:1910.02054. FSDP is stage 3."""
+
+    weights: float
+    gradients: float
+    optimizer: float
 
 
-def _full_states(shape: ModelShape, w: Training) -> list[Term]:
-    n = _stage_params(shape, w)
-    stored, gradient, moments = _bytes_a_parameter(w)
-    master = 4 if _engine_keeps_copy(w) else 0
-    parts = _shares(w)
-    gradients = n * gradient / parts.gradients
-    if w.fused_backward:
-        gradients = min(gradients, _largest_unit(shape) * gradient)
-    if w.cpu_offload:
-        master = moments = gradients = 0
-    return [
-        Term("weights", round(n * stored / parts.weights), f"N x {stored:g} B{parts.text(parts.weights)}",
-             "arXiv:1910.02054", _n_doubt(shape)),
-        Term("gradients", round(gradients),
-             "of one layer: the step is fused into the backward pass" if w.fused_backward
-             else f"N x {gradient:g} B{parts.text(parts.gradients)}", "arXiv:1910.02054", _n_doubt(shape)),
-        Term("optimizer state", round(n * (master + moments) / parts.optimizer),
-             f"N x {master + moments:g} B{parts.text(parts.optimizer)}", "arXiv:1910.02054; arXiv:2110.02861",
-             _n_doubt(shape)),
-        *_sharing_terms(shape, w, stored=2, gradient=gradient),
-    ]  # fmt: skip
+def _parts(w: Training) -> _Parts:
+    return _Parts(
+        weights=math.inf if w.weights_on_host else w.gpus if w.shard == "zero3" else 1,
+        gradients=w.gpus if w.shard in ("zero2", "zero3") else 1,
+        optimizer=w.gpus if w.shard in ("zero1", "zero2", "zero3") else 1,
+    )
 
 
 def _stage_params(shape: ModelShape, w: Training) -> float:
@@ -376,202 +328,326 @@ def _stage_params(shape: ModelShape, w: Training) -> float:
     return (layers * _layer_params(shape) + max(shape.embedding_params, shape.head_params)) / w.tensor
 
 
-def _n_doubt(shape: ModelShape) -> float:
-    return 0.02 if shape.exact else 0.05
-
-
-def _bytes_a_parameter(w: Training) -> tuple[float, float, float]:
-    """Stored weight, gradient and moments of a parameter that learns."""
-    moments = OPTIMIZER_BYTES[w.optimizer]
-    if w.precision == "fp32":
-        return 4, 4, moments
-    if _engine_keeps_copy(w):
-        return 2, 2, moments
-    if w.precision == "mixed":
-        return 4, 4, moments
-    return 2, 2, moments / 2 if w.optimizer in ("adamw", "sgd") else moments
-
-
-def _engine_keeps_copy(w: Training) -> bool:
-    """Sharding engines train 16-bit weights beside an fp32 copy; one GPU and DDP autocast fp32 weights instead."""
-    return w.precision == "mixed" and w.shard in ("zero1", "zero2", "zero3")
-
-
-@dataclass(frozen=True)
-class _Shares:
-    weights: float
-    gradients: float
-    optimizer: float
-
-    def text(self, parts: float) -> str:
-        return ", on the host" if parts == math.inf else f" / {parts:g}" if parts > 1 else ""
-
-
-def _weights_on_host(w: Training) -> bool:
-    return w.cpu_offload and w.shard == "zero3"
-
-
-def _shares(w: Training) -> _Shares:
-    """Over how many GPUs each kind of state is spread (ZeRO's stages; FSDP is stage 3)."""
-    p = w.gpus
-    return _Shares(
-        weights=math.inf if _weights_on_host(w) else p if w.shard == "zero3" else 1,
-        gradients=p if w.shard in ("zero2", "zero3") else 1,
-        optimizer=p if w.shard in ("zero1", "zero2", "zero3") else 1,
-    )
-
-
 def _layer_params(shape: ModelShape) -> float:
     return shape.block_params / shape.layers
 
 
-def _largest_unit(shape: ModelShape) -> float:
-    """The largest piece that is gathered at once: a layer, or the embedding or head matrix."""
-    return max(_layer_params(shape), shape.head_params, shape.vocab * shape.hidden)
+def _full_states(shape: ModelShape, w: Training) -> list[Term]:
+    """Weights, gradients and optimizer state where every weight learns."""
+    n, parts, doubt = _stage_params(shape, w), _parts(w), _count_doubt(shape)
+    stored, gradient, state = _bytes_a_parameter(w)
+    gradients, how = n * gradient / parts.gradients, f"N x {gradient:g} B{_over(parts.gradients)}"
+    if w.cpu_offload:
+        gradients = state = 0
+    elif w.fused_backward:
+        largest = max(_layer_params(shape), shape.head_params, shape.vocab * shape.hidden)
+        gradients, how = min(gradients, largest * gradient), "of one layer: the step is fused into the backward pass"
+    weights = f"N x {stored:g} B{_over(parts.weights)}"
+    optimizer = f"N x {state:g} B{_over(parts.optimizer)}"
+    return [
+        Term("weights", round(n * stored / parts.weights), weights, "arXiv:1910.02054", doubt),
+        Term("gradients", round(gradients), how, "arXiv:1910.02054", doubt),
+        Term("optimizer state", round(n * state / parts.optimizer), optimizer, "arXiv:1910.02054, 2110.02861", doubt),
+        *_sharing_terms(shape, w, stored=2, gradient=gradient),
+    ]
 
 
-LIVE_PARAMETERS = 10**9
-"""DeepSpeed keeps up to so many gathered parameters before it lets them go (stage3_max_live_parameters)."""
+def _bytes_a_parameter(w: Training) -> tuple[float, float, float]:
+    """Stored weight, gradient, and optimizer state with the fp32 copy, of a parameter that learns."""
+    state = OPTIMIZER_BYTES[w.optimizer]
+    if w.keeps_copy:
+        return 2, 2, state + 4
+    if w.precision == "bf16":
+        return 2, 2, state / 2 if w.optimizer in ("adamw", "sgd") else state
+    return 4, 4, state
 
 
 def _sharing_terms(shape: ModelShape, w: Training, *, stored: float, gradient: float) -> list[Term]:
-    """What sharded state needs whole for a moment. Never more than what sharding saved."""
-    on_host = _weights_on_host(w)
-    if (w.gpus == 1 and not on_host) or w.shard in ("none", "ddp", "zero1"):
+    """What sharded state needs whole for a moment; never more than sharding saved."""
+    if w.shard not in ("zero2", "zero3") or (w.gpus == 1 and not w.weights_on_host):
         return []
-    saved = _stage_params(shape, w) * (1 if on_host else 1 - 1 / w.gpus)
+    saved = _stage_params(shape, w) * (1 if w.weights_on_host else 1 - 1 / w.gpus)
     if w.pipeline > 1 and w.shard == "zero3":
-        # Gathering again for every microbatch is too slow: the stage stays whole for the step.
-        gathered, unreduced = saved, saved * 2
+        # Gathering again for every microbatch is too slow: the stage stays whole, its gradients add up in fp32.
+        gathered, unreduced, what = saved, 2 * saved, "the whole stage"
     else:
-        layers = max(2 * _layer_params(shape), LIVE_PARAMETERS if on_host else 0)
+        layers = max(2 * _layer_params(shape), LIVE_PARAMETERS if w.weights_on_host else 0)
         unit = (layers + shape.vocab * shape.hidden + shape.head_params) / w.tensor
-        gathered = unreduced = min(unit, saved)
-    terms = []
-    if w.shard == "zero3":
-        terms.append(Term("gathered layers", round(gathered * stored),
-                          "two layers, embedding and head whole" if w.pipeline == 1 else "the stage, whole",
-                          "ZeRO-3 and FSDP gather with prefetch", 0.5))  # fmt: skip
-    terms.append(Term("gradient buckets", round(unreduced * gradient), "gradients not yet reduced",
-                      "ZeRO-2 and -3 reduce in buckets", 0.5))  # fmt: skip
-    return terms
+        gathered, unreduced, what = min(unit, saved), min(unit, saved), "two layers, embedding and head"
+    buckets = Term("gradient buckets", round(unreduced * gradient), f"{what}, not yet reduced", "ZeRO-2, ZeRO-3", 0.5)
+    if w.shard == "zero2":
+        return [buckets]
+    return [Term("gathered weights", round(gathered * stored), f"{what}, with prefetch", "ZeRO-3, FSDP", 0.5), buckets]
 
 
 def _adapter_states(shape: ModelShape, w: Training) -> list[Term]:
-    """Frozen weights; adapters in fp32 with their gradients and moments; trained embeddings in the weights' dtype."""
-    parts = _shares(w)
-    split = w.tensor * w.pipeline
-    adapters = lora_params(shape, w.rank) / split
+    """Frozen weights; adapters in fp32 with gradients and moments; trained embeddings in the weights' own format."""
+    parts, split = _parts(w), w.tensor * w.pipeline
+    own = min(parts.weights, w.gpus)
     moments = 0 if w.cpu_offload else OPTIMIZER_BYTES[w.optimizer]
+    each = BYTES_PER_WEIGHT[w.dtype]
+    rest = f", embeddings and head {4 if w.upcasts else 2} B" if w.dtype in QUANTISED else ""
     terms = [
-        Term("weights", round(_frozen_bytes(shape, w) / split / parts.weights),
-             f"N x {BYTES_PER_WEIGHT[w.dtype]:g} B{parts.text(parts.weights)}, embeddings and head "
-             f"{4 if _upcasts(w) else 2} B" if w.method == "qlora"
-             else f"N x {BYTES_PER_WEIGHT[w.dtype]:g} B{parts.text(parts.weights)}",
-             "arXiv:2106.09685; arXiv:2305.14314", _n_doubt(shape)),
-        Term("adapters", round(adapters * (4 / min(parts.weights, w.gpus) + 4 / parts.gradients + moments / parts.optimizer)),
-             f"r = {w.rank} on every linear layer: T x (4 + 4 + {moments:g}) B", "arXiv:2106.09685", 0.3),
-    ]  # fmt: skip
+        Term(
+            "weights",
+            round(_frozen_bytes(shape, w) / split / parts.weights),
+            f"N x {each:g} B{rest}{_over(parts.weights)}",
+            "arXiv:2106.09685, 2305.14314",
+            _count_doubt(shape),
+        ),
+        Term(
+            "adapters",
+            round(lora_params(shape, w.rank) / split * (4 / own + 4 / parts.gradients + moments / parts.optimizer)),
+            f"rank {w.rank} on every linear layer: T x (4 + 4 + {moments:g}) B",
+            "arXiv:2106.09685",
+            0.3,
+        ),
+    ]
     if w.train_embeddings:
-        trained = (shape.vocab * shape.hidden + shape.head_params) / split
-        each = 2 / min(parts.weights, w.gpus) + 2 / parts.gradients + moments / 2 / parts.optimizer
-        terms.append(Term("trained embeddings", round(trained * each), "embedding and head again, 2 + 2 + 4 B",
-                          "peft's modules_to_save keeps the frozen original", 0.2))  # fmt: skip
+        each = 2 / own + 2 / parts.gradients + moments / 2 / parts.optimizer
+        trained = round(_embeddings(shape) / split * each)
+        terms.append(Term("trained embeddings", trained, "embedding and head again: 2 + 2 + 4 B", "peft", 0.2))
     return [*terms, *_sharing_terms(shape, w, stored=BYTES_PER_WEIGHT[w.dtype], gradient=0)]
 
 
-def _upcasts(w: Training) -> bool:
-    """Only bitsandbytes' formats are prepared that way; GPTQ's int4 keeps its 16-bit parts."""
-    return w.method == "qlora" and w.unquantised_fp32 and w.dtype in ("nf4", "int8")
+def _embeddings(shape: ModelShape) -> int:
+    return shape.vocab * shape.hidden + shape.head_params
 
 
 def _frozen_bytes(shape: ModelShape, w: Training) -> float:
-    if _upcasts(w):
-        rest = (shape.embedding_params + shape.head_params) * BYTES_PER_WEIGHT["fp32"]
-        return shape.block_params * BYTES_PER_WEIGHT[w.dtype] + rest
-    return weight_bytes(shape, w.dtype)
+    if not w.upcasts:
+        return weight_bytes(shape, w.dtype)
+    rest = (shape.embedding_params + shape.head_params) * BYTES_PER_WEIGHT["fp32"]
+    return shape.block_params * BYTES_PER_WEIGHT[w.dtype] + rest
+
+
+# --- training: the two peaks
 
 
 def _step_terms(shape: ModelShape, w: Training) -> list[Term]:
-    """The optimizer's temporaries: PyTorch's fused-over-tensors step (foreach) copies what it updates."""
+    """The optimizer's temporaries: a step over all tensors at once copies what it updates. A fused step needs none."""
     if w.cpu_offload or w.optimizer not in ("adamw", "sgd"):
         return []
-    parts = _shares(w).optimizer
+    parts, split = _parts(w).optimizer, w.tensor * w.pipeline
     if w.method == "full":
-        count = _stage_params(shape, w) / parts
         each = 2 if w.precision == "bf16" else 4
+        temporaries = _stage_params(shape, w) * each
     else:
-        count = lora_params(shape, w.rank) / (w.tensor * w.pipeline) / parts
         each = 4
-    terms = [Term("step temporaries", round(count * each), f"T x {each} B", "torch.optim foreach; DeepSpeed fp32 copy",
-                  1.0)]  # fmt: skip
-    if w.train_embeddings and w.method != "full":
-        trained = (shape.vocab * shape.hidden + shape.head_params) / (w.tensor * w.pipeline) / parts
-        terms.append(Term("step temporaries of embeddings", round(trained * 2), "2 B each", "torch.optim foreach", 0.5))
-    return terms
+        embeddings = _embeddings(shape) * 2 if w.train_embeddings else 0
+        temporaries = (lora_params(shape, w.rank) * each + embeddings) / split
+    source = "torch.optim foreach; DeepSpeed's fp32 gradients"
+    return [Term("step temporaries", round(temporaries / parts), f"T x {each} B{_over(parts)}", source, 1.0)]
 
 
 def _backward_terms(shape: ModelShape, w: Training, overheads: Overheads) -> list[Term]:
-    """Activations kept, the layer being worked on, logits and loss."""
+    """Activations kept, the layer being worked on, logits and loss; of a pipeline, of the stage that needs most."""
     tokens = w.context * w.batch / w.context_parallel
-    width = 4 if w.precision == "fp32" and w.method == "full" else 2
-    whole = _layer_bytes(shape, w, width)
-    kept = _kept_bytes(shape, w, width, whole) * math.ceil(shape.layers / w.pipeline) * tokens / w.tensor
-    in_flight = tokens / w.pipeline if w.pipeline > 1 else tokens
-    working = (whole * (w.checkpointing != "none") + _gradient_width(shape, w, width)) * in_flight / w.tensor
-    if w.tensor > 1:
-        # Sequence parallel: the inputs of attention and feed-forward are gathered whole, and so are their gradients.
-        working += 2 * shape.hidden * width * in_flight
-    each = overheads.logit_bytes * LOGIT_RATIO[w.loss]
-    logits = (shape.vocab * each if shape.has_head else 0.0) * in_flight / w.tensor
+    in_flight = tokens / w.pipeline
+    layers = math.ceil(shape.layers / w.pipeline)
+    kept = _kept_bytes(shape, w) * layers * tokens / w.tensor
+    working = _working_bytes(shape, w) * in_flight
+    each = overheads.logit_bytes * LOGIT_SHARE[w.loss]
+    logits = shape.vocab * each * in_flight / w.tensor if shape.has_head else 0.0
     if w.pipeline > 1:
-        # The first stage keeps every microbatch, the last one keeps one and holds the logits.
-        kept, logits = (kept, 0.0) if kept - kept / w.pipeline > logits else (kept / w.pipeline, logits)
-    cast = 2 * shape.params / w.tensor if w.method == "full" and w.precision == "mixed" and not _engine_keeps_copy(w) else 0
+        # The first stage keeps every microbatch; the last keeps one, and holds the logits.
+        kept, logits = max((kept, 0.0), (kept / w.pipeline, logits), key=sum)
+    autocast = w.method == "full" and w.precision == "mixed" and not w.keeps_copy
+    cast = 2 * _stage_params(shape, w) if autocast else 0.0
     return [
-        Term("16-bit copies", round(cast), "N x 2 B: autocast keeps what it cast", "Hugging Face: memory anatomy", 0.05),
-        Term("activations kept", round(kept), _kept_text(w), "arXiv:2205.05198", 0.25),
-        Term("working layer", round(working), "one layer recomputed, and its gradients", "arXiv:2205.05198", 0.3),
+        Term(
+            "16-bit copies", round(cast), "N x 2 B: autocast keeps what it cast", "Hugging Face: memory anatomy", 0.05
+        ),
+        Term("activations kept", round(kept), _KEPT[w.recompute], "arXiv:2205.05198", 0.25),
+        Term("working layer", round(working), "one layer whole, and its gradients", "arXiv:2205.05198", 0.3),
         Term("logits and loss", round(logits), f"s b V x {each:g} B", "tensors of cross-entropy", 0.3),
         _fragmentation_term(kept + working + logits, overheads),
     ]
 
 
-def _kept_text(w: Training) -> str:
-    return {
-        "none": "every tensor of every layer",
-        "selective": "layer inputs, attention output and every other matmul",
-        "full": "s b h a layer: its input alone",
-        "offload": "two layer inputs: the others are on the host",
-    }[w.checkpointing]
+_KEPT: dict[Recompute, str] = {
+    "none": "every tensor of every layer",
+    "selective": "layer inputs, attention's output and every other matmul",
+    "full": "s b h a layer: its input alone",
+    "offload": "two layer inputs, the others are on the host",
+}
 
 
-def _layer_bytes(shape: ModelShape, w: Training, width: int) -> float:
-    """Bytes a token of one whole layer: what backward needs when nothing is recomputed.
+def _width(w: Training) -> int:
+    """Bytes of an activation."""
+    return 4 if w.precision == "fp32" and w.method == "full" else 2
 
-    Norm inputs 2h, attention's input and output, the feed-forward's input, q, k and v; gated: gate, up and product;
-    otherwise input and output of the activation. Eager attention keeps the scores: a s (softmax, its dropout).
+
+def _layer_bytes(shape: ModelShape, w: Training) -> float:
+    """Bytes a token of one whole layer: what the backward pass reads when nothing is recomputed.
+
+    Inputs of two norms, of attention and of the feed-forward layer (4h); queries and attention's output, keys and
+    values; gate, up and product (3f), or input and output of a plain activation (2f). Eager attention keeps its scores.
     """
-    h, f = shape.hidden, shape.ffn
-    elements = 4 * h + 2 * shape.attention_width + 2 * shape.kv_width + (3 if shape.gated else 2) * f
-    scores = shape.heads * w.context * (2 * width + 1) if w.attention == "eager" else 0
-    return elements * width + scores
+    elements = 4 * shape.hidden + 2 * shape.attention_width + 2 * shape.kv_width + (3 if shape.gated else 2) * shape.ffn
+    scores = shape.heads * w.context * (2 * _width(w) + 1) if w.attention == "eager" else 0
+    return elements * _width(w) + scores
 
 
-def _kept_bytes(shape: ModelShape, w: Training, width: int, whole: float) -> float:
+def _kept_bytes(shape: ModelShape, w: Training) -> float:
     """Bytes a token and layer that stay from the forward to the backward pass."""
-    if w.checkpointing == "none":
-        return whole
-    if w.checkpointing == "selective":
-        matmuls = shape.attention_width + shape.kv_width + shape.ffn + shape.hidden
-        return (shape.hidden + shape.attention_width + matmuls) * width
-    if w.checkpointing == "offload":
-        return 2 * shape.hidden * width / shape.layers
-    return shape.hidden * width
+    if w.recompute == "none":
+        return _layer_bytes(shape, w)
+    if w.recompute == "selective":
+        return (2 * shape.hidden + 2 * shape.attention_width + shape.kv_width + shape.ffn) * _width(w)
+    if w.recompute == "offload":
+        return 2 * shape.hidden * _width(w) / shape.layers
+    return shape.hidden * _width(w)
 
 
-def _gradient_width(shape: ModelShape, w: Training, width: int) -> float:
-    """Bytes a token of the gradients alive while one layer runs backward: the feed-forward's, or the scores'."""
-    f = shape.ffn
-    return (3 if shape.gated else 2) * f * width + (2 * shape.heads * w.context * width if w.attention == "eager" else 0)
+def _working_bytes(shape: ModelShape, w: Training) -> float:
+    """Bytes a token while one layer runs backward: the layer, if recomputed, and the gradients of its widest part."""
+    recomputed = _layer_bytes(shape, w) if w.recompute != "none" else 0
+    gradients = (3 if shape.gated else 2) * shape.ffn * _width(w)
+    if w.attention == "eager":
+        gradients += 2 * shape.heads * w.context * _width(w)
+    # Sequence parallel: the inputs of attention and feed-forward are gathered whole, and so are their gradients.
+    gathered = 2 * shape.hidden * _width(w) if w.tensor > 1 else 0
+    return (recomputed + gradients) / w.tensor + gathered
 
+
+# --- what to change
+
+
+@dataclass(frozen=True)
+class Change:
+    """A workload that fits where the one asked for does not: what to do, and what that costs."""
+
+    what: str
+    costs: str
+    workload: Serving | Training
+    need: Need
+
+
+def need_of(shape: ModelShape, workload: Serving | Training, overheads: Overheads = OVERHEADS) -> Need:
+    """Of either kind of workload."""
+    if isinstance(workload, Serving):
+        return inference_need(shape, workload, overheads)
+    return training_need(shape, workload, overheads)
+
+
+def cheapest_change(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Change | None:
+    """The first change that makes the workload fit beyond doubt; None where it fits already or nothing here helps.
+
+    Changes are tried alone, from those that cost time to those that cost accuracy, context and more GPUs; then together
+    in that order, each beside the ones before it.
+    """
+    if _fits(shape, workload, memory_bytes):
+        return None
+    options = _serving_changes if isinstance(workload, Serving) else _training_changes
+    alone = _first_that_fits(shape, options(shape, workload, memory_bytes), memory_bytes)
+    return alone or _together(shape, workload, options, memory_bytes)
+
+
+_Option = tuple[str, str, "Serving | Training"]
+_Options = Callable[[ModelShape, "Serving | Training", int], Iterator[_Option]]
+
+
+def _first_that_fits(shape: ModelShape, options: Iterable[_Option], memory_bytes: int) -> Change | None:
+    for what, costs, workload in options:
+        if _fits(shape, workload, memory_bytes):
+            return Change(what, costs, workload, need_of(shape, workload))
+    return None
+
+
+def _together(shape: ModelShape, workload: Serving | Training, options: _Options, memory_bytes: int) -> Change | None:
+    """Each kind of change kept where it lowers the need, until one more suffices."""
+    done: list[tuple[str, str]] = []
+    while True:
+        best = next(
+            (
+                option
+                for option in options(shape, workload, memory_bytes)
+                if need_of(shape, option[2]).total < need_of(shape, workload).total
+            ),
+            None,
+        )
+        if best is None:
+            return None
+        done.append(best[:2])
+        workload = best[2]
+        last = _first_that_fits(shape, [("", "", workload), *options(shape, workload, memory_bytes)], memory_bytes)
+        if last is not None:
+            whats, costs = zip(*[entry for entry in (*done, (last.what, last.costs)) if entry[0]], strict=True)
+            return replace(last, what=", ".join(whats), costs=", ".join(dict.fromkeys(costs)))
+
+
+def _serving_changes(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Iterator[_Option]:
+    w = workload
+    if not isinstance(w, Serving):
+        return
+    if w.batch > 1:
+        batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
+        yield f"{batch} sequences at once", "throughput", replace(w, batch=batch)
+    if shape.causal and w.kv_dtype in ("bf16", "fp16", "fp32"):
+        yield "KV cache in fp8", "some accuracy", replace(w, kv_dtype="fp8")
+    for dtype in _NARROWER:
+        if BYTES_PER_WEIGHT[dtype] < BYTES_PER_WEIGHT[w.dtype]:
+            yield f"weights in {dtype}", "some accuracy", replace(w, dtype=dtype)
+    context = _shorter(w.context, lambda count: _fits(shape, replace(w, context=count), memory_bytes))
+    if context:
+        yield f"context of {context} tokens", "longer texts", replace(w, context=context)
+    for degree in (2, 4, 8):
+        if w.tensor < degree and shape.heads % degree == 0:
+            yield f"tensor parallel over {degree} GPUs", f"{degree} GPUs", replace(w, tensor=degree)
+
+
+_NARROWER: tuple[Dtype, ...] = ("bf16", "int8", "int4")
+
+
+def _training_changes(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Iterator[_Option]:
+    w = workload
+    if not isinstance(w, Training):
+        return
+    if shape.has_head and w.loss != "fused":
+        yield "fused cross-entropy", "nothing but a library", replace(w, loss="fused")
+    if w.attention == "eager":
+        yield "flash attention", "nothing but a library", replace(w, attention="flash")
+    if w.recompute in ("none", "selective"):
+        yield "recomputed activations", "about a third more compute", replace(w, recompute="full")
+    if w.batch > 1:
+        batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
+        yield f"micro batch of {batch} with accumulation", "speed", replace(w, batch=batch)
+    if w.optimizer == "adamw":
+        yield "8-bit AdamW", "little", replace(w, optimizer="adamw-8bit")
+    context = _shorter(w.context, lambda count: _fits(shape, replace(w, context=count), memory_bytes))
+    if context:
+        yield f"context of {context} tokens", "longer texts", replace(w, context=context)
+    if w.method == "full":
+        yield "LoRA", "some accuracy", replace(w, method="lora", dtype="bf16")
+    if w.method in ("full", "lora"):
+        yield "QLoRA (nf4)", "some accuracy and speed", replace(w, method="qlora", dtype="nf4")
+    for gpus in (2, 4, 8, 16, 32, 64):
+        if gpus > w.gpus or (gpus == w.gpus and w.shard != "zero3"):
+            yield f"FSDP over {gpus} GPUs", f"{gpus} GPUs", replace(w, shard="zero3", gpus=gpus)
+
+
+def _fits(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> bool:
+    return fits(need_of(shape, workload), memory_bytes).answer == "fits"
+
+
+CONTEXT_STEP = 256
+"""Shorter contexts are offered in steps of so many tokens, down to half of what was asked: less is another task."""
+
+
+def _shorter(context: int, suits: Callable[[int], bool]) -> int | None:
+    steps = _most((context - 1) // CONTEXT_STEP + 1, lambda count: suits(count * CONTEXT_STEP))
+    found = steps * CONTEXT_STEP
+    return found if context / 2 <= found < context and suits(found) else None
+
+
+def _most(below: int, suits: Callable[[int], bool]) -> int:
+    """The largest count below the given one that suits; 1 if none does."""
+    low, high = 1, max(1, below - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if suits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from heliostat.errors import UsageError
 from heliostat.plan.params import (
     FAMILIES,
     count_module,
-    format_params,
-    human_params,
-    parse_params,
-    read_header,
     read_shape,
     shape_from_config,
-    shape_of_size,
 )
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -221,8 +221,8 @@ def read_shape(row: Row) -> ModelShape:
     gated, tied, d = min(options, key=lambda option: off(*option))
     return ModelShape(
         name=row["model"], params=params, layers=depth, hidden=h, heads=a, kv_heads=k, head_dim=d,
-        ffn=f * experts[1], vocab=v, embedding_params=v * h, head_params=0 if tied else v * h, gated=gated, causal=not encoder,
-        has_head=not encoder, stored_ffn=f * experts[0],
+        ffn=f * experts[1], vocab=v, embedding_params=v * h, head_params=0 if tied else v * h, gated=gated,
+        causal=not encoder, has_head=not encoder, stored_ffn=f * experts[0],
     )  # fmt: skip
 
 
@@ -527,9 +527,8 @@ def print_left_out(left_out: Mapping[str, tuple[Overheads, Mapping[str, float]]]
         print("\nfitted on all other sources, tested on the one named: context GiB, fragmentation, bytes a logit")
     for source, (overheads, errors) in left_out.items():
         median, worst = statistics.median(errors.values()), max(errors.values())
-        print(
-            f"{median:6.1%} median, {worst:6.1%} worst of {len(errors)} series  {source}  ({overheads.context_bytes / GIB:.1f}, {overheads.fragmentation:.2f}, {overheads.logit_bytes:g})"
-        )
+        fitted = f"{overheads.context_bytes / GIB:.1f}, {overheads.fragmentation:.2f}, {overheads.logit_bytes:g}"
+        print(f"{median:6.1%} median, {worst:6.1%} worst of {len(errors)} series  {source}  ({fitted})")
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:

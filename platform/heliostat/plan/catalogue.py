@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,13 +173,6 @@ class Price:
     def is_stale(self, today: dt.date) -> bool:
         return self.age_days(today) > STALE_DAYS
 
-    def age(self, today: dt.date) -> str:
-        """For reading: "128 days", "up to 328 days (2026)", with a warning past 90."""
-        days = self.age_days(today)
-        whole = self.date.count("-") == 2
-        text = f"{days} days" if whole else f"up to {days} days ({self.date})"
-        return f"{text}, STALE" if self.is_stale(today) else text
-
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -220,14 +214,36 @@ class Catalogue:
         ]
         return max(found, key=lambda price: (price.verdict == "usable", price.since), default=None)
 
-    def cheapest(self, accelerator: str, market: Market, *, count: float = 1) -> tuple[Instance, Price] | None:
-        """The instance with at least `count` whole cards of the kind that costs least an hour."""
-        offers = [
+    def cheapest(self, accelerator: str, market: Market, *, count: int = 1) -> Offer | None:
+        """What holds `count` whole cards of the kind for the least an hour: one instance, where one is large enough,
+        for cards that share a model talk much; else several equal ones of the largest.
+        """
+        priced = [
             (instance, price)
             for instance in self.instances_of(accelerator)
-            if instance.accelerators >= max(1, count) and (price := self.price(instance, market)) is not None
+            if instance.accelerators >= 1 and (price := self.price(instance, market)) is not None
         ]
-        return min(offers, key=lambda offer: offer[1].usd_per_hour, default=None)
+        least = min(count, max((instance.accelerators for instance, _ in priced), default=0))
+        offers = [
+            Offer(instance, price, math.ceil(count / instance.accelerators))
+            for instance, price in priced
+            if instance.accelerators >= least
+        ]
+        return min(offers, key=lambda offer: offer.usd_per_hour, default=None)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Equal instances and their price."""
+
+    instance: Instance
+    price: Price
+    instances: int
+
+    @property
+    def usd_per_hour(self) -> Decimal:
+        """Of all the instances, whole: what is paid, used or not."""
+        return self.price.usd_per_hour * self.instances
 
 
 @cache

@@ -18,7 +18,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
@@ -244,19 +244,27 @@ def _is_float(dtype: str) -> bool:
 
 def read_header(path: Path) -> Header:
     """The header of a safetensors file, and nothing of its tensors. Raises UsageError for another format."""
-    try:
+
+    def read(start: int, length: int) -> bytes:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _HEADER_LIMIT:
-                raise ValueError(f"its header would have {length} bytes")
-            text = file.read(length)
-            if len(text) < length:
-                raise ValueError("it ends within its header")
-            return parse_header(text)
+            file.seek(start)
+            return file.read(length)
+
+    return fetch_header(read, where=str(path))
+
+
+def fetch_header(read: Callable[[int, int], bytes], *, where: str) -> Header:
+    """The same through any reader of (start, length), such as ranges of an object in a store."""
+    try:
+        (length,) = struct.unpack("<Q", read(0, 8))
+        if length > _HEADER_LIMIT:
+            raise ValueError(f"its header would have {length} bytes")
+        text = read(8, length)
+        if len(text) < length:
+            raise ValueError("it ends within its header")
+        return parse_header(text)
     except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            f"not safetensors: {error}", where=str(path), do="give a file that safetensors wrote"
-        ) from error
+        raise UsageError(f"not safetensors: {error}", where=where, do="give a file that safetensors wrote") from error
 
 
 def parse_header(text: bytes) -> Header:

@@ -33,6 +33,7 @@ def plan_size(
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once; in training the micro batch of one GPU.")] = 1,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; of the frozen ones in LoRA.")] = None,
     kv_dtype: Annotated[Dtype | None, typer.Option("--kv-dtype", help="Serving: of the KV cache.")] = None,
+    prefill: Annotated[int | None, typer.Option(min=1, help="Serving: tokens of a chunk; uncut if not given.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
     shard: Annotated[str | None, typer.Option(help="Over the GPUs: tp, or in training fsdp, zero1..3, ddp.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Training: of the weights that learn.")] = None,
@@ -51,12 +52,18 @@ def plan_size(
     from heliostat.plan.size import size
 
     training = {"precision": precision, "optimizer": optimizer, "recompute": recompute, "loss": loss, "rank": rank}
+    serving = {"kv_dtype": kv_dtype, "prefill": prefill}
+    _refuse_other_words(train, dtype, training, serving)
+    common = {"context": context, "batch": batch, "dtype": dtype}
     workload = (
-        _training(train, context, batch, dtype, kv_dtype, gpus, shard, training)
-        if train
-        else _serving(context, batch, dtype, kv_dtype, gpus, shard, training)
+        make_training(train, gpus, shard, common | training) if train else make_serving(gpus, shard, common | serving)
     )
-    sizing = size(find_shape(model, cluster), workload, load(), on=on)
+    shape = find_shape(model, cluster)
+    if shape.max_context and context > shape.max_context:
+        print_progress(
+            f"warning: {shape.name} has positions for {shape.max_context} tokens, and {context} are asked for"
+        )
+    sizing = size(shape, workload, load(), on=on)
     today = dt.datetime.now(dt.UTC).date()
     if json:
         print_json(as_json(sizing, today))
@@ -64,42 +71,53 @@ def plan_size(
         print_sizing(sizing, today)
 
 
-def _serving(
-    context: int, batch: int, dtype: Dtype | None, kv_dtype: Dtype | None, gpus: int, shard: str | None,
-    training: dict[str, Any],
-) -> Serving:  # fmt: skip
+def _refuse_other_words(
+    train: Method | None, dtype: Dtype | None, training: dict[str, Any], serving: dict[str, Any]
+) -> None:
+    """Nothing that was asked for is left out in silence."""
+    from heliostat.errors import UsageError
+
+    def given(options: dict[str, Any]) -> str:
+        return ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None)
+
+    if train is None and given(training):
+        raise UsageError(f"{given(training)} means training", do="add --train full, lora or qlora")
+    if train is not None and given(serving):
+        raise UsageError(f"{given(serving)} means serving", do="leave it out, or leave out --train")
+    if train == "full" and (dtype or training["rank"]):
+        raise UsageError("--dtype and --rank are of LoRA, and --train full freezes nothing", do="use --precision")
+    if train in ("lora", "qlora") and training["precision"]:
+        raise UsageError("--precision is of --train full: adapters learn in fp32", do="use --dtype for frozen weights")
+
+
+def make_serving(gpus: int, shard: str | None, options: dict[str, Any]) -> Serving:
+    """Tensor parallel over the GPUs; options that are None take the defaults."""
     from heliostat.errors import UsageError
     from heliostat.plan.workload import Serving
 
-    given = [f"--{name}" for name, value in training.items() if value is not None]
-    if given:
-        raise UsageError(f"{', '.join(given)} belongs to training", do="add --train full, lora or qlora")
     if shard not in (None, "tp"):
-        raise UsageError(f"--shard {shard} belongs to training", do="serve with --shard tp, or add --train")
-    return Serving(dtype=dtype or "bf16", kv_dtype=kv_dtype or "bf16", context=context, batch=batch, tensor=gpus)
+        raise UsageError(f"--shard {shard} means training", do="serve with --shard tp, or add --train")
+    return Serving(tensor=gpus, **_given(options))
 
 
-def _training(
-    method: Method, context: int, batch: int, dtype: Dtype | None, kv_dtype: Dtype | None, gpus: int,
-    shard: str | None, options: dict[str, Any],
-) -> Training:  # fmt: skip
+def make_training(method: Method, gpus: int, shard: str | None, options: dict[str, Any]) -> Training:
+    """FSDP over the GPUs where no other sharding is named."""
     from heliostat.errors import UsageError
     from heliostat.plan.workload import QUANTISED, Training
 
-    if kv_dtype is not None:
-        raise UsageError("--kv-dtype belongs to serving", do="leave it out, or leave out --train")
-    if method == "full" and dtype is not None:
-        raise UsageError("--dtype names frozen weights, and --train full freezes none", do="use --precision")
-    frozen = dtype or ("nf4" if method == "qlora" else "bf16")
-    if (method == "qlora") != (frozen in QUANTISED) and method != "full":
+    frozen = options["dtype"] or ("nf4" if method == "qlora" else "bf16")
+    if method != "full" and (method == "qlora") != (frozen in QUANTISED):
         raise UsageError(f"--train {method} with --dtype {frozen}", do="lora: bf16, fp16, fp32; qlora: nf4, int4, int8")
     if shard not in (None, "tp", *SHARDS):
         raise UsageError(f"--shard {shard} is not known", do=f"one of: tp, {', '.join(SHARDS)}")
     over: dict[str, Any] = {"tensor": gpus} if shard == "tp" else {"gpus": gpus}
-    if shard != "tp" and gpus > 1:
+    if shard != "tp" and (shard or gpus > 1):
         over["shard"] = SHARDS[shard or "fsdp"]
-    chosen = {name: value for name, value in options.items() if value is not None}
-    return Training(method=method, dtype=frozen, context=context, batch=batch, **over, **chosen)
+    return Training(method=method, **over, **_given(options | {"dtype": frozen}))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def find_shape(model: str, cluster: str | None) -> ModelShape:

@@ -145,9 +145,9 @@ def parse_params(text: str) -> int:
 
 
 def format_params(count: int) -> str:
-    """Exact, in the largest unit that needs at most three decimals: parses back to the same count."""
+    """Exact, in the largest unit if that needs at most three decimals, else in full: parses back to the same count."""
     for unit, size in sorted(UNITS.items(), key=lambda entry: -entry[1]):
-        if count >= size and count * 1000 % size == 0:
+        if count >= size and count * 1000 % size == 0 and (count < 1000 * size or unit == "T"):
             return f"{(Decimal(count) / size).normalize():f}{unit}"
     return str(count)
 

@@ -337,8 +337,9 @@ def _full_states(shape: ModelShape, w: Training) -> list[Term]:
     n, parts, doubt = _stage_params(shape, w), _parts(w), _count_doubt(shape)
     stored, gradient, state = _bytes_a_parameter(w)
     gradients, how = n * gradient / parts.gradients, f"N x {gradient:g} B{_over(parts.gradients)}"
-    if w.cpu_offload:
-        gradients = state = 0
+    state = 0 if w.cpu_offload else state
+    if w.gradients_on_host:
+        gradients = 0
     elif w.fused_backward:
         largest = max(_layer_params(shape), shape.head_params, shape.vocab * shape.hidden)
         gradients, how = min(gradients, largest * gradient), "of one layer: the step is fused into the backward pass"
@@ -348,7 +349,7 @@ def _full_states(shape: ModelShape, w: Training) -> list[Term]:
         Term("weights", round(n * stored / parts.weights), weights, "arXiv:1910.02054", doubt),
         Term("gradients", round(gradients), how, "arXiv:1910.02054", doubt),
         Term("optimizer state", round(n * state / parts.optimizer), optimizer, "arXiv:1910.02054, 2110.02861", doubt),
-        *_sharing_terms(shape, w, stored=2, gradient=gradient),
+        *_sharing_terms(shape, w, stored=4 if w.precision == "fp32" else 2, gradient=gradient),
     ]
 
 
@@ -364,16 +365,19 @@ def _bytes_a_parameter(w: Training) -> tuple[float, float, float]:
 
 def _sharing_terms(shape: ModelShape, w: Training, *, stored: float, gradient: float) -> list[Term]:
     """What sharded state needs whole for a moment; never more than sharding saved."""
-    if w.shard not in ("zero2", "zero3") or (w.gpus == 1 and not w.weights_on_host):
+    if w.shard not in ("zero2", "zero3") or (w.gpus == 1 and not w.gradients_on_host):
         return []
-    saved = _stage_params(shape, w) * (1 if w.weights_on_host else 1 - 1 / w.gpus)
+    saved = _stage_params(shape, w) * (1 if w.gradients_on_host else 1 - 1 / w.gpus)
     if w.pipeline > 1 and w.shard == "zero3":
         # Gathering again for every microbatch is too slow: the stage stays whole, its gradients add up in fp32.
         gathered, unreduced, what = saved, 2 * saved, "the whole stage"
     else:
-        layers = max(2 * _layer_params(shape), LIVE_PARAMETERS if w.weights_on_host else 0)
-        unit = (layers + shape.vocab * shape.hidden + shape.head_params) / w.tensor
-        gathered, unreduced, what = min(unit, saved), min(unit, saved), "two layers, embedding and head"
+        layers, what = 2 * _layer_params(shape), "two layers, embedding and head"
+        unreduced = min(saved, (layers + _embeddings(shape)) / w.tensor)
+        live = max(layers, LIVE_PARAMETERS if w.weights_on_host else 0)
+        gathered = min(saved, (live + _embeddings(shape)) / w.tensor)
+    if w.fused_backward:
+        unreduced = 0  # each is used up as soon as it is there
     buckets = Term("gradient buckets", round(unreduced * gradient), f"{what}, not yet reduced", "ZeRO-2, ZeRO-3", 0.5)
     if w.shard == "zero2":
         return [buckets]
@@ -584,6 +588,8 @@ def _serving_changes(shape: ModelShape, workload: Serving | Training, memory_byt
     if w.batch > 1:
         batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
         yield f"{batch} sequences at once", "throughput", replace(w, batch=batch)
+    if (w.prefill or w.context) > CHUNK:
+        yield f"prefill in chunks of {CHUNK} tokens", "some latency", replace(w, prefill=CHUNK)
     if shape.causal and w.kv_dtype in ("bf16", "fp16", "fp32"):
         yield "KV cache in fp8", "some accuracy", replace(w, kv_dtype="fp8")
     for dtype in _NARROWER:
@@ -596,6 +602,9 @@ def _serving_changes(shape: ModelShape, workload: Serving | Training, memory_byt
         if w.tensor < degree and shape.heads % degree == 0:
             yield f"tensor parallel over {degree} GPUs", f"{degree} GPUs", replace(w, tensor=degree)
 
+
+CHUNK = 8192
+"""Tokens of a chunk where prefill is cut into chunks."""
 
 _NARROWER: tuple[Dtype, ...] = ("bf16", "int8", "int4")
 

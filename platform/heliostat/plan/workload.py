@@ -66,8 +66,8 @@ class Training:
     `dtype`, of weights that do not (LoRA): `nf4` or `int4` for QLoRA.
     `recompute`, of activations: `offload` moves each layer's input to the host; `selective` keeps every other matmul.
     `unquantised_fp32`: embeddings and head in fp32, as peft prepares bitsandbytes models for training.
-    `gpus` share the state by `shard` (FSDP is zero3), besides `tensor` and `pipeline`. `cpu_offload` keeps gradients
-    and optimizer state on the host, and the weights too with zero3.
+    `gpus` share the state by `shard` (FSDP is zero3), besides `tensor` and `pipeline`. `cpu_offload` keeps optimizer
+    state on the host, with zero2 the gradients too, with zero3 the weights as well.
     """
 
     method: Method = "full"
@@ -98,6 +98,10 @@ class Training:
     def keeps_copy(self) -> bool:
         """Sharding engines train 16-bit weights beside an fp32 copy; one GPU and DDP autocast fp32 weights instead."""
         return self.precision == "mixed" and self.shard in ("zero1", "zero2", "zero3")
+
+    @property
+    def gradients_on_host(self) -> bool:
+        return self.cpu_offload and self.shard in ("zero2", "zero3")
 
     @property
     def weights_on_host(self) -> bool:

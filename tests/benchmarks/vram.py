@@ -59,6 +59,8 @@ UNSTATED_RANK = 64
 """Of LoRA, where a source does not say: the larger of those in common use."""
 LEAN = ("torchtune", "unsloth", "chunked", "fused cross", "fused loss", "liger", "litgpt", "lit-gpt")
 """Stacks and words that mean: logits are never whole, and QLoRA leaves embeddings in 16 bits."""
+STATE_OFFLOAD = re.compile(r"(?:cpu|optimi[sz]er|param\w*|weights?|states?)\s+(?:is |are )?off-?load")
+"""In a note: state on the host. Off-loaded activations or checkpoints are another thing."""
 GRID = (
     [round(x * GIB) for x in (0.6, 0.9, 1.2, 1.5, 1.8)],
     (0.0, 0.04, 0.08, 0.12),
@@ -252,6 +254,7 @@ def read_training(row: Row) -> Training:
         train_embeddings="emb" in method,
         unquantised_fp32=not lean,
         fused_backward="into backward" in text or "in backward" in text,
+        cpu_offload="off-load" in row["sharding"] or "offload" in row["sharding"] or bool(STATE_OFFLOAD.search(text)),
         **read_sharding(row["sharding"], gpus_of(row)),
     )
 
@@ -318,7 +321,7 @@ def read_sharding(text: str, gpus: int) -> dict[str, object]:
     if shard == "none" and gpus > tensor * pipeline:
         shard = "ddp"
     return {"shard": shard, "tensor": tensor, "pipeline": pipeline, "context_parallel": context,
-            "gpus": max(1, gpus // (tensor * pipeline)), "cpu_offload": "offload" in text.replace("-", "")}  # fmt: skip
+            "gpus": max(1, gpus // (tensor * pipeline))}  # fmt: skip
 
 
 def read_serving(row: Row) -> Serving:

@@ -370,15 +370,21 @@ def _sharing_terms(shape: ModelShape, w: Training, *, stored: float, gradient: f
     saved = _stage_params(shape, w) * (1 if w.gradients_on_host else 1 - 1 / w.gpus)
     if w.pipeline > 1 and w.shard == "zero3":
         # Gathering again for every microbatch is too slow: the stage stays whole, its gradients add up in fp32.
-        gathered, unreduced, what = saved, 2 * saved, "the whole stage"
+        gathered, what = saved, "the whole stage"
+        unreduced, parts = 2 * saved, "of the whole stage"
     else:
-        layers, what = 2 * _layer_params(shape), "two layers, embedding and head"
-        unreduced = min(saved, (layers + _embeddings(shape)) / w.tensor)
-        live = max(layers, LIVE_PARAMETERS if w.weights_on_host else 0)
+        layer, what, parts = (
+            _layer_params(shape),
+            "two layers, embedding and head",
+            "of two layers, or of the embedding",
+        )
+        live = max(2 * layer, LIVE_PARAMETERS if w.weights_on_host else 0)
         gathered = min(saved, (live + _embeddings(shape)) / w.tensor)
+        # Gradients are reduced layer by layer: one travels while the next is made.
+        unreduced = min(saved, (layer + max(layer, shape.vocab * shape.hidden)) / w.tensor)
     if w.fused_backward:
         unreduced = 0  # each is used up as soon as it is there
-    buckets = Term("gradient buckets", round(unreduced * gradient), f"{what}, not yet reduced", "ZeRO-2, ZeRO-3", 0.5)
+    buckets = Term("gradient buckets", round(unreduced * gradient), parts, "ZeRO-2, ZeRO-3 reduce on the way", 0.5)
     if w.shard == "zero2":
         return [buckets]
     return [Term("gathered weights", round(gathered * stored), f"{what}, with prefetch", "ZeRO-3, FSDP", 0.5), buckets]
@@ -404,7 +410,7 @@ def _adapter_states(shape: ModelShape, w: Training) -> list[Term]:
             round(lora_params(shape, w.rank) / split * (4 / own + 4 / parts.gradients + moments / parts.optimizer)),
             f"rank {w.rank} on every linear layer: T x (4 + 4 + {moments:g}) B",
             "arXiv:2106.09685",
-            0.3,
+            0.4,  # some libraries keep them, or their moments, in fewer bits
         ),
     ]
     if w.train_embeddings:

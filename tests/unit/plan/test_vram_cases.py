@@ -74,6 +74,8 @@ def test_sharding_is_read_as_it_is_written(tmp_path: Path, text: str, wanted: di
         ({"note": "Hugging Face Trainer"}, {"loss": "upcast"}),
         ({"method": "lora", "checkpointing": ""}, {"rank": 64, "recompute": "none"}),
         ({"checkpointing": "full, activations off-loaded"}, {"recompute": "offload"}),
+        ({"sharding": "fsdp", "note": "optimizer and parameters off-loaded"}, {"cpu_offload": True}),
+        ({"sharding": "fsdp", "note": "activation off-loading possible"}, {"cpu_offload": False}),
         ({"method": "lora+embeddings"}, {"train_embeddings": True}),
         ({"seq_len": "", "micro_batch": ""}, {"context": 512, "batch": 1}),
         ({"method": "something new", "attention": "??"}, {"method": "full", "attention": "flash"}),

@@ -52,6 +52,8 @@ CARDS_GIB = {
     "a40": 45, "l4": 22.7, "l40": 45.4, "a100": 40, "h100": 80, "h200": 141, "b200": 180, "mi300x": 192,
 }  # fmt: skip
 """For names that do not say their size; the longest that matches."""
+SEEN_LESS = ("t4", "a10g", "l4", "l40")
+"""Cards that show less than their name says: 15 of 16, 22.7 of 24, 45.4 of 48 GiB."""
 PARTS = ("model states", "activation", "weights", "non-torch", "kv cache", "gradients", "optimizer state")
 UNSEEN = ("CUDA context", "communication")
 """Terms that a report of PyTorch's allocator leaves out."""
@@ -368,8 +370,8 @@ def card_bytes(text: str) -> float | None:
     if visible:
         return float(visible[1]) * GIB
     named = re.search(r"(\d+)\s*(?:GB|GiB|G\b)", text)
-    known = [name for name in CARDS_GIB if name in text.lower()]
-    size = float(named[1]) if named else CARDS_GIB[max(known, key=len)] if known else None
+    known = max((name for name in CARDS_GIB if name in text.lower()), key=len, default="")
+    size = float(named[1]) if named and known not in SEEN_LESS else CARDS_GIB.get(known)
     return size * VISIBLE * GIB if size else None
 
 

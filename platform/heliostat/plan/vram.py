@@ -18,9 +18,9 @@ was tried. Not here: a model's shape (params.py), the workloads (workload.py), c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from heliostat.errors import UsageError
 from heliostat.plan.params import ModelShape
@@ -240,7 +240,8 @@ def _weights_term(shape: ModelShape, workload: Serving) -> Term:
 
 def _prefill_bytes(shape: ModelShape, workload: Serving) -> float:
     """Residual, normed input, queries, keys, values and output of attention (8h), gate, up and product (6f)."""
-    tokens = workload.prefill or workload.context
+    at_once = workload.context * (1 if shape.causal else workload.batch)  # an encoder takes its whole batch at once
+    tokens = workload.prefill or at_once
     return tokens * (8 * shape.hidden + 6 * shape.ffn) / workload.tensor
 
 
@@ -542,104 +543,124 @@ def need_of(shape: ModelShape, workload: Serving | Training, overheads: Overhead
 
 
 def cheapest_change(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Change | None:
-    """The first change that makes the workload fit beyond doubt; None where it fits already or nothing here helps.
+    """What makes the workload fit beyond doubt; None where it fits already or nothing here helps.
 
-    Changes are tried alone, from those that cost time to those that cost accuracy, context and more GPUs; then together
-    in that order, each beside the ones before it.
+    One change, if one is enough: those that cost time come before those that cost accuracy, then context, then more
+    GPUs. Else several together, without those that turn out needless.
     """
     if _fits(shape, workload, memory_bytes):
         return None
-    options = _serving_changes if isinstance(workload, Serving) else _training_changes
-    alone = _first_that_fits(shape, options(shape, workload, memory_bytes), memory_bytes)
-    return alone or _together(shape, workload, options, memory_bytes)
+    for option in (*_changes(shape, workload, memory_bytes), *_more_gpus(shape, workload)):
+        changed = option.of(workload)
+        if _fits(shape, changed, memory_bytes):
+            return Change(option.what, option.costs, changed, need_of(shape, changed))
+    return _together(shape, workload, memory_bytes)
 
 
-_Option = tuple[str, str, "Serving | Training"]
-_Options = Callable[[ModelShape, "Serving | Training", int], Iterator[_Option]]
+class _Option(NamedTuple):
+    """Values for some fields of the workload; a later option for the same fields takes the place of an earlier one."""
+
+    what: str
+    costs: str
+    values: dict[str, Any]  # Any: whatever the fields hold
+
+    def of(self, workload: Serving | Training) -> Serving | Training:
+        return replace(workload, **self.values)
 
 
-def _first_that_fits(shape: ModelShape, options: Iterable[_Option], memory_bytes: int) -> Change | None:
-    for what, costs, workload in options:
-        if _fits(shape, workload, memory_bytes):
-            return Change(what, costs, workload, need_of(shape, workload))
+def _together(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Change | None:
+    """All that lowers the need, then as few GPUs as suffice, then without what was not needed."""
+    done: dict[str, _Option] = {}
+    changed = workload
+    while not _fits(shape, changed, memory_bytes):
+        option = _first_that_lowers(shape, changed, memory_bytes)
+        if option is None:
+            break
+        done[next(iter(option.values))] = option
+        changed = option.of(changed)
+    if not _fits(shape, changed, memory_bytes):
+        enough = (more for more in _more_gpus(shape, changed) if _fits(shape, more.of(changed), memory_bytes))
+        more = next(enough, None)
+        if more is None:
+            return None
+        done["gpus"], changed = more, more.of(changed)
+    for field, option in list(done.items()):
+        without = replace(changed, **{name: getattr(workload, name) for name in option.values})
+        if _fits(shape, without, memory_bytes):
+            changed = without
+            del done[field]
+    costs = ", ".join(dict.fromkeys(option.costs for option in done.values()))
+    return Change(", ".join(option.what for option in done.values()), costs, changed, need_of(shape, changed))
+
+
+def _first_that_lowers(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> _Option | None:
+    """Of total or ceiling, whichever stands in the way."""
+    need = need_of(shape, workload)
+    for option in _changes(shape, workload, memory_bytes):
+        lower = need_of(shape, option.of(workload))
+        if lower.total < need.total or lower.ceiling < need.ceiling:
+            return option
     return None
 
 
-def _together(shape: ModelShape, workload: Serving | Training, options: _Options, memory_bytes: int) -> Change | None:
-    """Each kind of change kept where it lowers the need, until one more suffices."""
-    done: list[tuple[str, str]] = []
-    while True:
-        best = next(
-            (
-                option
-                for option in options(shape, workload, memory_bytes)
-                if need_of(shape, option[2]).total < need_of(shape, workload).total
-            ),
-            None,
-        )
-        if best is None:
-            return None
-        done.append(best[:2])
-        workload = best[2]
-        last = _first_that_fits(shape, [("", "", workload), *options(shape, workload, memory_bytes)], memory_bytes)
-        if last is not None:
-            whats, costs = zip(*[entry for entry in (*done, (last.what, last.costs)) if entry[0]], strict=True)
-            return replace(last, what=", ".join(whats), costs=", ".join(dict.fromkeys(costs)))
+def _changes(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Iterator[_Option]:
+    if isinstance(workload, Serving):
+        return _serving_changes(shape, workload, memory_bytes)
+    return _training_changes(shape, workload, memory_bytes)
 
 
-def _serving_changes(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Iterator[_Option]:
-    w = workload
-    if not isinstance(w, Serving):
-        return
+def _serving_changes(shape: ModelShape, w: Serving, memory_bytes: int) -> Iterator[_Option]:
     if w.batch > 1:
         batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
-        yield f"{batch} sequences at once", "throughput", replace(w, batch=batch)
+        yield _Option(f"{batch} sequences at once", "throughput", {"batch": batch})
     if (w.prefill or w.context) > CHUNK:
-        yield f"prefill in chunks of {CHUNK} tokens", "some latency", replace(w, prefill=CHUNK)
+        yield _Option(f"prefill in chunks of {CHUNK} tokens", "some latency", {"prefill": CHUNK})
     if shape.causal and w.kv_dtype in ("bf16", "fp16", "fp32"):
-        yield "KV cache in fp8", "some accuracy", replace(w, kv_dtype="fp8")
+        yield _Option("KV cache in fp8", "some accuracy", {"kv_dtype": "fp8"})
     for dtype in _NARROWER:
         if BYTES_PER_WEIGHT[dtype] < BYTES_PER_WEIGHT[w.dtype]:
-            yield f"weights in {dtype}", "some accuracy", replace(w, dtype=dtype)
+            yield _Option(f"weights in {dtype}", "some accuracy", {"dtype": dtype})
     context = _shorter(w.context, lambda count: _fits(shape, replace(w, context=count), memory_bytes))
     if context:
-        yield f"context of {context} tokens", "longer texts", replace(w, context=context)
-    for degree in (2, 4, 8):
-        if w.tensor < degree and shape.heads % degree == 0:
-            yield f"tensor parallel over {degree} GPUs", f"{degree} GPUs", replace(w, tensor=degree)
+        yield _Option(f"context of {context} tokens", "longer texts", {"context": context})
 
 
-CHUNK = 8192
-"""Tokens of a chunk where prefill is cut into chunks."""
+def _training_changes(shape: ModelShape, w: Training, memory_bytes: int) -> Iterator[_Option]:
+    if shape.has_head and w.loss != "fused":
+        yield _Option("fused cross-entropy", "nothing but a library", {"loss": "fused"})
+    if w.attention == "eager":
+        yield _Option("flash attention", "nothing but a library", {"attention": "flash"})
+    if w.recompute in ("none", "selective"):
+        yield _Option("recomputed activations", "about a third more compute", {"recompute": "full"})
+    if w.batch > 1:
+        batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
+        yield _Option(f"micro batch of {batch} with accumulation", "speed", {"batch": batch})
+    if w.optimizer == "adamw":
+        yield _Option("8-bit AdamW", "little", {"optimizer": "adamw-8bit"})
+    context = _shorter(w.context, lambda count: _fits(shape, replace(w, context=count), memory_bytes))
+    if context:
+        yield _Option(f"context of {context} tokens", "longer texts", {"context": context})
+    if w.method == "full":
+        yield _Option("LoRA", "some accuracy", {"method": "lora", "dtype": "bf16"})
+    if w.method in ("full", "lora"):
+        yield _Option("QLoRA (nf4)", "some accuracy and speed", {"method": "qlora", "dtype": "nf4"})
+
+
+def _more_gpus(shape: ModelShape, workload: Serving | Training) -> Iterator[_Option]:
+    if isinstance(workload, Serving):
+        for degree in (2, 4, 8):
+            if workload.tensor < degree and shape.heads % degree == 0:
+                yield _Option(f"tensor parallel over {degree} GPUs", f"{degree} GPUs", {"tensor": degree})
+        return
+    for gpus in (2, 4, 8, 16, 32, 64):
+        if gpus > workload.gpus or (gpus == workload.gpus and workload.shard != "zero3"):
+            yield _Option(f"FSDP over {gpus} GPUs", f"{gpus} GPUs", {"gpus": gpus, "shard": "zero3"})
+
 
 _NARROWER: tuple[Dtype, ...] = ("bf16", "int8", "int4")
 
-
-def _training_changes(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> Iterator[_Option]:
-    w = workload
-    if not isinstance(w, Training):
-        return
-    if shape.has_head and w.loss != "fused":
-        yield "fused cross-entropy", "nothing but a library", replace(w, loss="fused")
-    if w.attention == "eager":
-        yield "flash attention", "nothing but a library", replace(w, attention="flash")
-    if w.recompute in ("none", "selective"):
-        yield "recomputed activations", "about a third more compute", replace(w, recompute="full")
-    if w.batch > 1:
-        batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
-        yield f"micro batch of {batch} with accumulation", "speed", replace(w, batch=batch)
-    if w.optimizer == "adamw":
-        yield "8-bit AdamW", "little", replace(w, optimizer="adamw-8bit")
-    context = _shorter(w.context, lambda count: _fits(shape, replace(w, context=count), memory_bytes))
-    if context:
-        yield f"context of {context} tokens", "longer texts", replace(w, context=context)
-    if w.method == "full":
-        yield "LoRA", "some accuracy", replace(w, method="lora", dtype="bf16")
-    if w.method in ("full", "lora"):
-        yield "QLoRA (nf4)", "some accuracy and speed", replace(w, method="qlora", dtype="nf4")
-    for gpus in (2, 4, 8, 16, 32, 64):
-        if gpus > w.gpus or (gpus == w.gpus and w.shard != "zero3"):
-            yield f"FSDP over {gpus} GPUs", f"{gpus} GPUs", replace(w, shard="zero3", gpus=gpus)
+CHUNK = 8192
+"""Tokens of a chunk where prefill is cut into chunks."""
 
 
 def _fits(shape: ModelShape, workload: Serving | Training, memory_bytes: int) -> bool:

@@ -44,7 +44,8 @@ OPTIMIZER_BYTES: dict[Optimizer, float] = {
 class Serving:
     """How a model is served: `batch` sequences at once, of `context` tokens at most, on `tensor` GPUs.
 
-    `prefill`: tokens that one forward pass works on at most; the context where it is not given.
+    `prefill`: tokens that one forward pass works on at most; where it is not given, one whole context, and
+    of an encoder the whole batch.
     """
 
     dtype: Dtype = "bf16"

@@ -76,6 +76,12 @@ def test_an_encoder_has_no_cache() -> None:
     assert kv_tokens(encoder, Serving(), 80 * GIB) is None
 
 
+def test_an_encoder_works_on_its_whole_batch_at_once() -> None:
+    encoder = replace(LLAMA_3_8B, causal=False, has_head=False)
+    one, many = (inference_need(encoder, Serving(context=128, batch=batch)).term("activations") for batch in (1, 32))
+    assert many == 32 * one
+
+
 def test_the_tokens_that_are_left_are_just_what_still_fits() -> None:
     memory, workload = 24 * GIB, Serving(context=1024)
     tokens = kv_tokens(LLAMA_3_8B, workload, memory)
@@ -181,6 +187,19 @@ def test_changes_are_joined_where_none_is_enough() -> None:
     assert change is not None
     assert ", " in change.what
     assert fits(change.need, 24 * GIB).answer == "fits"
+
+
+def test_of_changes_together_none_is_needless_and_accuracy_goes_before_gpus() -> None:
+    shape = shape_of_size("70B")
+    change = cheapest_change(shape, Training(), 22 * GIB)
+    assert change is not None
+    assert isinstance(change.workload, Training)
+    assert (change.workload.method, change.workload.gpus) == ("qlora", 8)
+    assert change.workload.context == Training.context
+    for field, value in (("loss", "full"), ("optimizer", "adamw")):
+        if getattr(change.workload, field) != value:
+            without = replace(change.workload, **{field: value})  # type: ignore[arg-type]
+            assert fits(need_of(shape, without), 22 * GIB).answer != "fits"
 
 
 def test_nothing_helps_where_nothing_can() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heliostat.cli.plan import plan
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ model = typer.Typer(help="Artifacts and aliases in the model registry.", no_args
 apps = typer.Typer(help="Serving applications and their releases.", no_args_is_help=True)
 cost = typer.Typer(help="Where the GPU-seconds went.", no_args_is_help=True)
 chaos = typer.Typer(help="Faults on purpose, on an embedded cluster.", no_args_is_help=True)
-for name, group in (("job", job), ("model", model), ("app", apps), ("cost", cost), ("chaos", chaos)):
+for name, group in (("plan", plan), ("job", job), ("model", model), ("app", apps), ("cost", cost), ("chaos", chaos)):
     app.add_typer(group, name=name)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

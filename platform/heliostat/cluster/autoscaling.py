@@ -14,12 +14,15 @@ LABEL_GROUP = "heliostat.io/group"
 LABEL_ROLE = "heliostat.io/role"
 LABEL_MARKET = "ray.io/market-type"
 LABEL_ACCELERATOR = "ray.io/accelerator-type"
+LABEL_ZONE = "ray.io/availability-zone"
 
 
 def labels(name: str, group: WorkerGroup) -> dict[str, str]:
     found = {LABEL_GROUP: name, LABEL_ROLE: group.role, LABEL_MARKET: group.market}
     if group.device.ray_type:
         found[LABEL_ACCELERATOR] = group.device.ray_type
+    if group.zone:
+        found[LABEL_ZONE] = group.zone
     return found
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from heliostat.cluster.processes import CLUSTER_ID
+from heliostat.definition import Tags
 
 LOOPBACK_ONLY = "HELIOSTAT_LOOPBACK_ONLY"
 
@@ -24,6 +25,7 @@ def head_environment(
     temp_dir: Path,
     ports: dict[str, int],
     cuda_devices: int,
+    tags: Tags,
 ) -> dict[str, str]:
     """`base` with what the head needs; worker nodes, replicas and jobs inherit it.
 
@@ -39,6 +41,9 @@ def head_environment(
         # Read by heliostat.train.job: GPUs that are declared but not there cannot speak NCCL.
         "HELIOSTAT_LOGICAL_GPUS": "0" if cuda_devices else "1",
         "HELIOSTAT_SETTINGS": str(settings_path),
+        # Read by heliostat.train.job: whose every event of a training is.
+        "HELIOSTAT_TEAM": tags.team,
+        "HELIOSTAT_PROJECT": tags.project,
         "PYTHONUNBUFFERED": "1",
         # So that a job's `python` is this one, whichever way `heliostat` was called.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', '')}",

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from heliostat.definition.model import Application, JobSpec, Karpenter, RaySoftware, StoreSpec, WorkerGroup
+from heliostat.definition.model import (
+    Application,
+    Budgets,
+    JobSpec,
+    Karpenter,
+    Network,
+    Observability,
+    RaySoftware,
+    StoreSpec,
+    Tags,
+    WorkerGroup,
+)
+from heliostat.units import Bytes
 
 Location = tuple[str | int, ...]
 Finding = tuple[Location, str]
@@ -13,6 +25,18 @@ Finding = tuple[Location, str]
 # 53 for a RayCluster (its longest service suffix is "-serve-svc"), 6 less for what KubeRay makes clusters of.
 MAX_OBJECT_NAME = 47
 EKS = ("eks-karpenter", "eks")
+LEAST_MEMORY = Bytes.parse("512MiB")
+OWN_SELECTORS = {
+    "topology.kubernetes.io/zone": "the field zone",
+    "node.kubernetes.io/instance-type": "the field instance",
+    "eks.amazonaws.com/capacityType": "the field market",
+    "kubernetes.azure.com/scalesetpriority": "the field market",
+    "cloud.google.com/gke-spot": "the field market",
+    "cloud.google.com/compute-class": "the group's ComputeClass",
+    "cloud.google.com/gke-accelerator": "the field accelerator",
+    "cloud.google.com/gke-gpu-partition-size": "the field mig",
+    "cloud.google.com/reservation-name": "the field reservation",
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +52,15 @@ class Parts:
     applications: Mapping[str, Application]
     jobs: Mapping[str, JobSpec]
     known_groups: frozenset[str]
+    tags: Tags | None
+    budgets: Budgets | None
+    network: Network | None
+    observability: Observability | None
 
 
 def check(parts: Parts) -> Iterator[Finding]:
+    if "head" in parts.known_groups:
+        yield ("groups", "head"), "is what the head's own node is called; give the group another name"
     for name, group in parts.groups.items():
         yield from _check_fallback(name, group, parts)
         yield from _check_group(name, group)
@@ -42,6 +72,9 @@ def check(parts: Parts) -> Iterator[Finding]:
         yield from _check_target(("jobs", name, "group"), job.group, "training", parts)
         yield from _check_job(name, job)
     yield from _check_store(parts.store)
+    yield from _check_budgets(parts)
+    if parts.network is not None and parts.network.clients and not parts.network.fenced:
+        yield ("network", "clients"), "would be ignored: without the fence everybody may call; remove one of the two"
     if parts.platform is not None:
         yield from _check_platform(parts, parts.platform)
 
@@ -70,13 +103,32 @@ def _check_group(name: str, group: WorkerGroup) -> Iterator[Finding]:
     yield from _check_devices(at, group)
     if group.placement == "compact" and group.role != "training":
         yield (*at, "placement"), "compact is for training groups; write any or spread"
-    if group.placement == "spread" and group.zone is not None:
+    if group.placement == "spread" and group.role != "serving":
+        yield (*at, "placement"), "spread is for serving groups; write any or compact"
+    elif group.placement == "spread" and group.zone is not None:
         yield (*at, "placement"), f"spread over zones contradicts zone: {group.zone}; remove one of the two"
     if group.fabric is not None and group.role != "training":
         yield (*at, "fabric"), "only training groups use a fabric; remove it"
     if group.reservation is not None and group.market != "reserved":
         yield (*at, "reservation"), f"a group on market {group.market} uses no reservation; write market: reserved"
+    for key in group.node_selector:
+        if key in OWN_SELECTORS or key.startswith(("heliostat.io/", "karpenter.sh/")):
+            yield (*at, "node_selector", key), f"is set by {OWN_SELECTORS.get(key, 'heliostat')}; remove it"
     yield from _check_volumes(at, group)
+    yield from _check_memory(at, group)
+
+
+def _check_memory(at: Location, group: WorkerGroup) -> Iterator[Finding]:
+    """What lies in RAM counts against the pod's memory."""
+    if group.memory is None:
+        return
+    if group.memory < LEAST_MEMORY:
+        yield (*at, "memory"), f"{group.memory} is too little for Ray; write {LEAST_MEMORY} or more"
+    in_ram = [volume.size.bytes for volume in group.volumes.values() if volume.kind == "memory" and volume.size]
+    shared = group.shared_memory.bytes if group.shared_memory else 0
+    if shared + sum(in_ram) >= group.memory.bytes:
+        place = "shared_memory" if shared else "volumes"
+        yield (*at, place), f"what lies in memory has to leave some of the {group.memory} to the processes"
 
 
 def _check_devices(at: Location, group: WorkerGroup) -> Iterator[Finding]:
@@ -168,6 +220,16 @@ def _check_store(store: StoreSpec | None) -> Iterator[Finding]:
             yield ("store", field), "an embedded store makes its own keys; remove it, or write kind: s3"
 
 
+def _check_budgets(parts: Parts) -> Iterator[Finding]:
+    limit = parts.budgets.max_gpus if parts.budgets else None
+    floor = sum(group.nodes.low * group.hosts * group.gpus for group in parts.groups.values())
+    if limit is not None and floor > limit:
+        yield ("budgets", "max_gpus"), f"{limit} is less than the {floor} that the groups' lower bounds hold already"
+    hours = parts.budgets.gpu_hours_per_month if parts.budgets else None
+    if hours is not None and parts.platform and parts.observability and not parts.observability.alerts:
+        yield ("budgets", "gpu_hours_per_month"), "is watched by an alert; write observability.alerts: true"
+
+
 def _check_platform(parts: Parts, platform: str) -> Iterator[Finding]:
     """What this kind of Kubernetes can do, and what its objects need."""
     if parts.ray is not None and parts.ray.image is None:
@@ -176,6 +238,11 @@ def _check_platform(parts: Parts, platform: str) -> Iterator[Finding]:
         yield ("ray", "version"), f"{parts.ray.version} has no token authentication; write 2.52.0 or later"
     if parts.store is not None and parts.store.kind == "embedded":
         yield ("store", "kind"), "pods cannot reach an embedded store; write s3"
+    if parts.store is not None and parts.store.identity is not None:
+        if platform == "on-premises":
+            yield ("store", "identity"), "machines of one's own have no cloud identity; write credentials_secret"
+        elif parts.store.credentials_secret is not None:
+            yield ("store", "credentials_secret"), "would win over the identity; remove one of the two"
     if platform == "eks-karpenter" and parts.karpenter is None:
         yield ("karpenter",), "is missing; Karpenter needs node_role and discovery to start instances"
     if platform != "eks-karpenter" and parts.karpenter is not None:
@@ -223,6 +290,9 @@ def _check_object_names(parts: Parts) -> Iterator[Finding]:
     cluster = parts.name or ""
     if len(cluster) > MAX_OBJECT_NAME or cluster.endswith("-"):
         yield ("name",), f"{cluster!r} has to be at most {MAX_OBJECT_NAME} long and end in a letter or digit"
+    for tag in ("team", "project"):
+        if parts.tags is not None and str(getattr(parts.tags, tag)).endswith("-"):
+            yield ("tags", tag), f"{getattr(parts.tags, tag)!r} has to end in a letter or digit"
     for kind, names in (("groups", parts.groups), ("applications", parts.applications), ("jobs", parts.jobs)):
         for name in names:
             room = MAX_OBJECT_NAME - len(cluster) - 1

@@ -17,13 +17,17 @@ from pydantic import TypeAdapter, ValidationError
 from heliostat.definition.checks import Location, Parts, check
 from heliostat.definition.model import (
     Application,
+    Budgets,
     ClusterDefinition,
     JobSpec,
     Karpenter,
+    Network,
+    Observability,
     Part,
     PlatformName,
     RaySoftware,
     StoreSpec,
+    Tags,
     WorkerGroup,
 )
 from heliostat.errors import DefinitionError, Problem
@@ -134,6 +138,10 @@ def _parts(definition: ClusterDefinition | None, data: Mapping[str, Any]) -> Par
             applications=definition.applications,
             jobs=definition.jobs,
             known_groups=frozenset(definition.groups),
+            tags=definition.tags,
+            budgets=definition.budgets,
+            network=definition.network,
+            observability=definition.observability,
         )
     groups = data.get("groups")
     return Parts(
@@ -146,6 +154,10 @@ def _parts(definition: ClusterDefinition | None, data: Mapping[str, Any]) -> Par
         applications=_valid_parts(data.get("applications"), Application),
         jobs=_valid_parts(data.get("jobs"), JobSpec),
         known_groups=frozenset(groups if isinstance(groups, dict) else ()),
+        tags=_valid(data.get("tags"), Tags),
+        budgets=_valid(data.get("budgets", {}), Budgets),
+        network=_valid(data.get("network", {}), Network),
+        observability=_valid(data.get("observability", {}), Observability),
     )
 
 

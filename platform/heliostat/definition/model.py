@@ -297,3 +297,8 @@ class ClusterDefinition(Part):
     controller: ControllerSpec = ControllerSpec()
     karpenter: Karpenter | None = None
     ports: Ports = Ports()
+
+    def serving_groups(self, app: Application) -> tuple[str, ...]:
+        """The groups that the application's replicas may run on: its own, then that one's fallback."""
+        fallback = self.groups[app.group].fallback
+        return (app.group, fallback) if fallback else (app.group,)

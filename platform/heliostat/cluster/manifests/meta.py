@@ -42,7 +42,7 @@ def manifest(
     in_namespace: bool = True,
 ) -> Manifest:
     """The object, with its owner. `body` is what stands beside its metadata."""
-    metadata: Manifest = {"name": name, "labels": {**owner_labels(definition), **(labels or {})}}
+    metadata: Manifest = {"name": name, "labels": {**(labels or {}), **owner_labels(definition)}}
     if in_namespace:
         metadata["namespace"] = definition.namespace
     if annotations:

@@ -42,7 +42,7 @@ def _node_class(definition: ClusterDefinition, settings: Karpenter, name: str, g
         "subnetSelectorTerms": by_tag,
         # EFA needs a group that allows itself: the one with this tag has to.
         "securityGroupSelectorTerms": by_tag,
-        "tags": {key.replace("/", ":"): value for key, value in owner_labels(definition).items()},
+        "tags": {key: value for key, value in owner_labels(definition).items() if key.startswith("heliostat.io/")},
         **present(
             instanceStorePolicy="RAID0" if disks else None,
             capacityReservationSelectorTerms=[{"id": reservation}] if reservation else None,

@@ -41,7 +41,7 @@ def place(definition: ClusterDefinition, name: str, group: WorkerGroup) -> Manif
     wanted.labels |= group.node_selector
     if group.zone:
         wanted.labels[ZONE] = group.zone
-    if group.gpus and not group.device.is_tpu:
+    if group.gpus:
         wanted.tolerations.append(_tolerate(group.device.resource))
     for taint in group.taints:
         wanted.tolerations.append(_tolerate(taint.key, taint.value, taint.effect))

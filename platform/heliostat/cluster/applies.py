@@ -1,7 +1,7 @@
 """Which fields of a definition mean nothing on an embedded cluster, and why.
 
 `up` says so for those that a definition sets; `docs/definition.md` lists them; a test fails for a field that neither
-has an effect there nor stands here.
+has an effect there nor stands here, and for one that stands here and has an effect all the same.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ NOT_EMBEDDED = {
 
 NOT_KUBERAY = {
     "ports.*": "every pod has an address of its own",
-    "applications.*.gate.*": "read when a version is promoted, wherever the cluster runs",
-    "jobs.*.publishes": "read when a run is published, wherever the cluster runs",
+    "applications.*.gate.*": "no object has it: read when a version is promoted",
 }
 
 

@@ -86,6 +86,7 @@ class Fabric(Part):
     """The network between the nodes of a training group."""
 
     kind: Literal["efa", "infiniband"]
+    """efa on EKS, infiniband on AKS and on machines of one's own."""
     interfaces: int = Field(default=1, ge=1, le=64)
     """Per node."""
     resource: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -102,13 +103,16 @@ class Volume(Part):
     claim: ObjectName | None = None
     """PersistentVolumeClaim of a claim volume, such as a Lustre file system with datasets."""
     read_only: bool = False
+    """Of a claim volume."""
 
 
 class WorkerGroup(Part):
     """Nodes of one kind, between `nodes.low` and `nodes.high` of them as work asks for it."""
 
     role: Literal["serving", "training"]
+    """What the group is for; a node label that work selects by."""
     market: Literal["on-demand", "spot", "reserved"]
+    """How its machines are bought. Spot goes with a notice; serving on spot needs a fallback."""
     instance: InstanceType | None = None
     """The cloud's instance type. Or give the accelerator, and let the cloud find a machine with it."""
     accelerator: AcceleratorName | None = None
@@ -124,9 +128,11 @@ class WorkerGroup(Part):
     topology: str | None = Field(default=None, pattern=r"^[1-9][0-9]?x[1-9][0-9]?(x[1-9][0-9]?)?$")
     """Of a TPU slice, such as 2x4. `nodes` then counts slices, each of as many hosts as the topology needs."""
     nodes: CountRange
+    """How many at least and at most; the autoscaler keeps between them."""
     idle_timeout: Duration = Duration.parse("60s")
     """A node without work for this long is ended."""
     zone: Zone | None = None
+    """Any, if none is given."""
     placement: Literal["any", "compact", "spread"] = "any"
     """compact: all nodes close together, for collectives. spread: over zones, for serving."""
     fabric: Fabric | None = None
@@ -174,11 +180,15 @@ class Application(Part):
     model: str = Field(pattern=r"^[a-z][a-z0-9-]*@[a-z][a-z0-9-]*$")
     """name@alias; the replicas follow the alias."""
     group: str
+    """A serving group."""
     route: str = Field(pattern=r"^/[a-z0-9][a-z0-9/_-]*$")
+    """Path that it answers at."""
     replicas: CountRange
     """While in use. Idle, an application goes to zero."""
     gpus_per_replica: float = Field(default=1.0, ge=0)
+    """0.5 puts two replicas onto one GPU."""
     idle_timeout: Duration = Duration.parse("5m")
+    """Without a request for this long, it goes to zero replicas."""
     max_queue: Duration = Duration.parse("5s")
     """Seconds of queued work beyond which requests are refused with 429."""
     gate: GateRules = GateRules()
@@ -186,7 +196,9 @@ class Application(Part):
 
 class JobSpec(Part):
     entrypoint: str = Field(min_length=1)
+    """The command, run in the folder or image with the recipes."""
     group: str
+    """A training group."""
     publishes: Name
     """The model that its runs become versions of."""
     cluster: Literal["shared", "own"] = "shared"
@@ -201,6 +213,7 @@ class JobSpec(Part):
 
 class StoreSpec(Part):
     kind: Literal["embedded", "s3"]
+    """embedded: a server that comes up with an embedded cluster."""
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+$")
     """Of an S3 that is not AWS's; for kind s3 only."""
@@ -280,9 +293,11 @@ class Ports(Part):
 
 class ClusterDefinition(Part):
     name: Name
+    """Of the cluster: the name of its objects, or a part of theirs."""
     platform: PlatformName | None = None
     """Where KubeRay runs. Without it, the definition is for an embedded cluster only."""
     namespace: ObjectName = "heliostat"
+    """Where the objects go; it has to exist."""
     ray: RaySoftware = RaySoftware()
     head: Head = Head()
     groups: dict[Name, WorkerGroup] = Field(min_length=1)

@@ -21,7 +21,7 @@ from heliostat.cluster.manifests.meta import (
     quantity,
 )
 from heliostat.cluster.manifests.placement import place_head
-from heliostat.cluster.manifests.pods import SPOOL_DIR, pod_labels, store_environment, token_secret
+from heliostat.cluster.manifests.pods import POD_SECURITY, SPOOL_DIR, pod_labels, store_environment, token_secret
 from heliostat.definition import ClusterDefinition
 
 
@@ -79,6 +79,7 @@ def _pod(definition: ClusterDefinition) -> Manifest:
         **present(imagePullSecrets=[{"name": secret}] if secret else None),
         **place_head(definition),
         "serviceAccountName": object_name(definition, "ray"),
+        "securityContext": POD_SECURITY,
         "containers": [container],
         "volumes": [
             {"name": "settings", "configMap": {"name": object_name(definition, "settings")}},

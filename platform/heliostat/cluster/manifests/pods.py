@@ -25,6 +25,8 @@ from heliostat.definition import ClusterDefinition, Volume, WorkerGroup
 from heliostat.units import Bytes
 
 SPOOL_DIR = "/var/spool/heliostat"
+# Ray's images run as user 1000, who has to read the token. A large file system is not walked through for it.
+POD_SECURITY = {"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch"}
 
 # From the cloud's warning until the machine is gone (docs/definition.md, "market").
 NOTICE_S = {"eks-karpenter": 120, "eks": 120, "gke": 30, "aks": 30}
@@ -135,15 +137,15 @@ def token_secret(definition: ClusterDefinition) -> str:
 def _pod(definition: ClusterDefinition) -> Manifest:
     secret = definition.ray.pull_secret
     return present(
-        serviceAccountName=object_name(definition, "ray"), imagePullSecrets=[{"name": secret}] if secret else None
+        serviceAccountName=object_name(definition, "ray"),
+        imagePullSecrets=[{"name": secret}] if secret else None,
+        securityContext=POD_SECURITY,
     )
 
 
 def _container(definition: ClusterDefinition, name: str, extra: dict[str, str] | None = None) -> Manifest:
     plain = {
         "HELIOSTAT_SETTINGS": f"{SETTINGS_DIR}/settings.json",
-        "HELIOSTAT_TEAM": definition.tags.team,
-        "HELIOSTAT_PROJECT": definition.tags.project,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Workers run at nice 15 otherwise, and replicas starve beside them.
         "RAY_worker_niceness": "0",
@@ -153,7 +155,12 @@ def _container(definition: ClusterDefinition, name: str, extra: dict[str, str] |
         **serve_front_environment(),
         **(extra or {}),
     }
-    env = [{"name": key, "value": value} for key, value in sorted(plain.items())]
+    env: list[Manifest] = [{"name": key, "value": value} for key, value in sorted(plain.items())]
+    # From the pod's labels: so that another owner is no other container.
+    env += [
+        {"name": f"HELIOSTAT_{tag.upper()}", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{key}']"}}}
+        for tag, key in (("team", "heliostat.io/team"), ("project", "heliostat.io/project"))
+    ]
     return {"name": name, "image": definition.ray.image, "env": [*env, *store_environment(definition)]}
 
 

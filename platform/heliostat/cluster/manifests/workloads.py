@@ -40,6 +40,8 @@ def ray_job(definition: ClusterDefinition, name: str, job: JobSpec) -> Manifest:
         # The operator submits: no pod with the token, and the driver outlives whoever waits for it.
         "submissionMode": "HTTPMode",
         "backoffLimit": job.retries,
+        # JSON is YAML. The image holds the recipes; HELIOSTAT_GROUP is read by heliostat.train.job.
+        "runtimeEnvYAML": json.dumps({"env_vars": {"HELIOSTAT_GROUP": job.group}}),
         "metadata": {"job": name, "publishes": job.publishes},
         **(_own_cluster(definition, job) if job.cluster == "own" else _shared_cluster(definition)),
     }

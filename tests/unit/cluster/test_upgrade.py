@@ -16,6 +16,12 @@ from tests.support.field_changes import CHANGES, Change, loaded, pair, put
 ROOT = Path(__file__).parents[3]
 IN_PLACE, GROUP, HEAD, NEW = "in place", "restarts a group", "restarts the head", "needs a new cluster"
 
+OF_A_NODE = (
+    *("role", "market", "instance", "accelerator", "cpus", "memory", "gpus", "mig", "topology", "zone", "placement"),
+    *("fabric.kind", "fabric.interfaces", "fabric.resource", "reservation", "node_selector", "shared_memory"),
+    *("taints.*.key", "taints.*.value", "taints.*.effect", "tolerations.*.key", "tolerations.*.effect"),
+    *("volumes.*.mount", "volumes.*.kind", "volumes.*.size", "volumes.*.claim", "volumes.*.read_only"),
+)
 # What is not in place. Written by hand from KubeRay's rules, beside the code that derives it from the renderings.
 EXPECTED = {
     "name": NEW,
@@ -29,41 +35,7 @@ EXPECTED = {
     "head.instance": HEAD,
     "head.state.redis": NEW,
     "head.state.password_secret": NEW,
-    **dict.fromkeys(
-        (
-            f"groups.*.{field}"
-            for field in [
-                "role",
-                "market",
-                "instance",
-                "accelerator",
-                "cpus",
-                "memory",
-                "gpus",
-                "mig",
-                "topology",
-                "zone",
-                "placement",
-                "fabric.kind",
-                "fabric.interfaces",
-                "fabric.resource",
-                "reservation",
-                "taints.*.key",
-                "taints.*.value",
-                "taints.*.effect",
-                "tolerations.*.key",
-                "tolerations.*.effect",
-                "node_selector",
-                "shared_memory",
-                "volumes.*.mount",
-                "volumes.*.kind",
-                "volumes.*.size",
-                "volumes.*.claim",
-                "volumes.*.read_only",
-            ]
-        ),
-        GROUP,
-    ),
+    **{f"groups.*.{field}": GROUP for field in OF_A_NODE},
     "store.region": HEAD,
     "store.credentials_secret": NEW,  # Azure's example keeps no state of the head
     "auth.token_secret": NEW,

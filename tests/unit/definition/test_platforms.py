@@ -13,6 +13,7 @@ from heliostat.errors import DefinitionError
 from tests.support.field_changes import loaded, put
 
 ROOT = Path(__file__).parents[3]
+VOLUMES, SELECTOR = "groups.train-h100.volumes", "groups.serve.node_selector"
 
 
 def refused(example: str, *changes: tuple[str, Any]) -> dict[str, str]:
@@ -46,13 +47,13 @@ def refused(example: str, *changes: tuple[str, Any]) -> dict[str, str]:
         ("aws", "groups.serve.fallback", "serve", "groups.serve.fallback", "only a spot serving group"),
         ("aws", "groups.serve.market", "reserved", "groups.serve.reservation", "is missing"),
         ("aws", "groups.serve.reservation", "cr-1", "groups.serve.reservation", "market: reserved"),
-        ("aws", "groups.serve.node_selector", {"karpenter.sh/x": "y"}, "groups.serve.node_selector.karpenter.sh/x", "set by"),
-        ("aws", "groups.train-h100.volumes.cache.claim", "x", "groups.train-h100.volumes.cache.claim", "has none"),
-        ("aws", "groups.train-h100.volumes.cache.size", None, "groups.train-h100.volumes.cache.size", "add a limit"),
-        ("aws", "groups.train-h100.volumes.cache.mount", "/datasets", "groups.train-h100.volumes.datasets.mount", "already"),
-        ("aws", "groups.train-h100.volumes.cache.read_only", True, "groups.train-h100.volumes.cache.read_only", "empty"),
+        ("aws", "groups.serve.node_selector", {"karpenter.sh/x": "y"}, f"{SELECTOR}.karpenter.sh/x", "set by"),
+        ("aws", f"{VOLUMES}.cache.claim", "x", f"{VOLUMES}.cache.claim", "has none"),
+        ("aws", f"{VOLUMES}.cache.size", None, f"{VOLUMES}.cache.size", "add a limit"),
+        ("aws", f"{VOLUMES}.cache.mount", "/datasets", f"{VOLUMES}.datasets.mount", "already"),
+        ("aws", f"{VOLUMES}.cache.read_only", True, f"{VOLUMES}.cache.read_only", "empty"),
         ("aws", "jobs.nightly.cluster", "shared", "jobs.nightly.queue", "cluster: own"),
-        ("aws", "budgets.max_gpus", 1, "budgets.max_gpus", "is less than"),
+        ("aws", "groups.serve.nodes", 70, "budgets.max_gpus", "is less than"),
         ("aws", "observability.alerts", False, "budgets.gpu_hours_per_month", "observability.alerts: true"),
         ("aws", "network.fenced", False, "network.clients", "would be ignored"),
         ("aws", "store.credentials_secret", "keys", "store.credentials_secret", "remove one of the two"),
@@ -93,7 +94,7 @@ def test_five_mistakes_in_a_definition_for_kubernetes_are_told_at_once_each_with
     changes = (
         ("platform: eks-karpenter", "platform: eks-carpenter"),  # an unknown value
         ("cpus: 180", "cpu: 180"),  # a misspelt key
-        ("fallback: serve", "fallback: train-h100"),  # a rule between parts
+        ("fallback: serve", "fallback: nowhere"),  # a rule between parts
         ("size: 10TiB", "size: ten"),  # no size
         ("retries: 2", "retries: many"),  # no number
     )

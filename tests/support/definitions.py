@@ -50,7 +50,7 @@ def groups(draw: st.DrawFn, platform: str, role: str) -> dict[str, Any]:
         "nodes": draw(ranges),
     }
     if group["market"] == "reserved" and platform in ("eks-karpenter", "gke"):
-        group["reservation"] = draw(st.from_regex(r"[a-z]{2}-[a-z0-9]{1,12}", fullmatch=True))
+        group["reservation"] = draw(st.from_regex(r"cr-[a-z0-9]{1,12}", fullmatch=True))
     if draw(st.booleans()):
         _add_accelerator(draw, group, platform)
     optional = {

@@ -26,7 +26,7 @@ from typing import TextIO
 from heliostat.cluster import ports as port_choice
 from heliostat.cluster import processes, ray_env
 from heliostat.cluster.applies import ignored_when_embedded
-from heliostat.definition import ClusterDefinition
+from heliostat.definition import ClusterDefinition, definition_files
 from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
 from heliostat.settings import Settings, StoreSettings, home, make_current, save
 
@@ -420,7 +420,11 @@ def _read_settings(folder: Path) -> Settings:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of the file, and of those that it is laid over."""
+    digest = hashlib.sha256()
+    for file in definition_files(path):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _project_root(path: Path) -> Path:

@@ -5,7 +5,7 @@ in `schema`.
 """
 
 from heliostat.definition.accelerators import ACCELERATORS, Accelerator
-from heliostat.definition.load import load
+from heliostat.definition.load import definition_files, load
 from heliostat.definition.model import (
     Application,
     ClusterDefinition,
@@ -23,6 +23,7 @@ from heliostat.names import Name
 
 __all__ = [
     "load",
+    "definition_files",
     "ClusterDefinition",
     "WorkerGroup",
     "Application",

@@ -259,6 +259,8 @@ def _check_market(at: Location, group: WorkerGroup, platform: str) -> Iterator[F
     needs_reservation = group.market == "reserved" and platform in ("eks-karpenter", "gke")
     if needs_reservation and group.reservation is None:
         yield (*at, "reservation"), f"is missing; on {platform} name the reservation that the nodes come from"
+    if platform == "eks-karpenter" and group.reservation is not None and not group.reservation.startswith("cr-"):
+        yield (*at, "reservation"), f"{group.reservation!r} is no capacity reservation's id, which starts with cr-"
     if group.market == "reserved" and group.reservation is not None and platform not in ("eks-karpenter", "gke"):
         yield (*at, "reservation"), f"on {platform} the node pool names the reservation, not the pods; remove it"
 

@@ -76,6 +76,11 @@ def load(path: Path) -> ClusterDefinition:
     return definition
 
 
+def definition_files(path: Path) -> tuple[Path, ...]:
+    """The file and those that it is laid over, the base first."""
+    return read(path).files
+
+
 def read(path: Path) -> Source:
     """The data of a file laid over that of the file it extends. Raises DefinitionError where it is no mapping."""
     return _read(path, above=())

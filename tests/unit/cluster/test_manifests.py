@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -344,3 +346,30 @@ def test_the_yaml_is_read_back_as_what_was_rendered_and_has_no_anchors() -> None
     text = as_yaml(objects)
     assert "&id" not in text
     assert list(YAML(typ="safe").load_all(text)) == objects
+
+
+def test_ray_takes_the_labels_that_the_operator_passes_on() -> None:
+    labels = pytest.importorskip("ray._private.label_utils", reason="ray is not installed")
+    for name in EXAMPLES:
+        for spec in one(example(name), "RayCluster")["spec"]["workerGroupSpecs"]:
+            line = ",".join(f"{key}={value}" for key, value in spec["labels"].items())
+            assert labels.parse_node_labels_string(line) == spec["labels"]
+
+
+def test_the_command_that_a_leaving_pod_runs_is_one_that_ray_and_bash_know(tmp_path: Path) -> None:
+    scripts = pytest.importorskip("ray.scripts.scripts", reason="ray is not installed")
+    (container,) = pod(example("aws"), "train-h100")["containers"]
+    shell, flag, command = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, flag) == ("/bin/bash", "-c")
+    words = shlex.split(command.partition("&&")[0])
+    known = {option for parameter in scripts.drain_node.params for option in parameter.opts}
+    assert words[:2] == ["ray", "drain-node"]
+    assert {word.partition("=")[0] for word in words[2:]} <= known
+    # A ray that fails, or that is not there any more, does not hold the pod up.
+    empty = {"PATH": "/usr/bin:/bin", "RAY_ADDRESS": "127.0.0.1:1"}
+    (tmp_path / "ray").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "ray").chmod(0o755)
+    done = subprocess.run(
+        [shell, flag, command], env={**empty, "PATH": f"{tmp_path}:{empty['PATH']}"}, timeout=30, check=False
+    )
+    assert done.returncode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from heliostat.definition import load
+from heliostat.definition import definition_files, load
 from heliostat.errors import DefinitionError, Problem
 
 CLUSTER = Path(__file__).parents[3] / "cluster"
@@ -99,3 +99,8 @@ def test_a_base_that_cannot_be_read_is_told(tmp_path: Path, first: str, expected
     assert expected in problem.message
     assert isinstance(problem, Problem)
     assert problem.line == 2
+
+
+def test_a_definition_is_all_its_files_the_base_first(tmp_path: Path) -> None:
+    path = laid_over(tmp_path, "head:\n  cpus: 3\n")
+    assert [file.name for file in definition_files(path)] == ["base.yaml", "over.yaml"]

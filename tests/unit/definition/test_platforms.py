@@ -13,6 +13,15 @@ from heliostat.errors import DefinitionError
 from tests.support.field_changes import loaded, put
 
 ROOT = Path(__file__).parents[3]
+SERVE = {
+    "role": "serving",
+    "market": "reserved",
+    "accelerator": "L4",
+    "cpus": 2,
+    "memory": "8GiB",
+    "gpus": 1,
+    "nodes": 1,
+}
 VOLUMES, SELECTOR = "groups.train-h100.volumes", "groups.serve.node_selector"
 
 
@@ -46,6 +55,7 @@ def refused(example: str, *changes: tuple[str, Any]) -> dict[str, str]:
         ("aws", "groups.serve-spot.fallback", None, "groups.serve-spot.market", "serving on spot alone"),
         ("aws", "groups.serve.fallback", "serve", "groups.serve.fallback", "only a spot serving group"),
         ("aws", "groups.serve.market", "reserved", "groups.serve.reservation", "is missing"),
+        ("aws", "groups.serve", {**SERVE, "reservation": "mine"}, "groups.serve.reservation", "starts with cr-"),
         ("aws", "groups.serve.reservation", "cr-1", "groups.serve.reservation", "market: reserved"),
         ("aws", "groups.serve.node_selector", {"karpenter.sh/x": "y"}, f"{SELECTOR}.karpenter.sh/x", "set by"),
         ("aws", f"{VOLUMES}.cache.claim", "x", f"{VOLUMES}.cache.claim", "has none"),

@@ -107,7 +107,7 @@ def leave_command(definition: ClusterDefinition, group: WorkerGroup) -> str:
         'ray drain-node --address="$RAY_ADDRESS" --reason=DRAIN_NODE_REASON_PREEMPTION '
         f"--reason-message='the pod is being ended' --deadline-remaining-seconds={usable}"
     )
-    return f"{drain} && timeout {usable} bash -c 'while pgrep -x raylet >/dev/null; do sleep 0.5; done'; true"
+    return f"{drain} && timeout {usable} bash -c 'while grep -qsx raylet /proc/[0-9]*/comm; do sleep 0.5; done'; true"
 
 
 def pod_labels(definition: ClusterDefinition) -> dict[str, str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from heliostat.show import print_json, print_progress, print_table
+from heliostat.show import print_json, print_progress
 
 if TYPE_CHECKING:
     from heliostat.cluster.manifests import Manifest
+    from heliostat.cluster.upgrade import FieldChange
     from heliostat.definition import ClusterDefinition
 
 Definition = Annotated[Path, typer.Argument(help="A cluster definition, such as cluster/aws.yaml")]
@@ -55,6 +56,7 @@ def preview(
     json: Json = False,
 ) -> None:
     """For each changed field: in place, restarts a group, or needs a new cluster, and how many more GPUs that takes."""
+    from heliostat.cluster.upgrade import EFFECTS
     from heliostat.cluster.upgrade import preview as compare
     from heliostat.definition import load
 
@@ -62,20 +64,24 @@ def preview(
     if json:
         print_json({"effect": found.effect, "more_gpus": found.more_gpus, "changes": found.changes})
         return
-    rows = [
-        (c.field, _short(c.before), _short(c.after), _effect(c.effect, c.groups), c.more_gpus, c.why)
-        for c in found.changes
-    ]
-    print_table(("field", "before", "after", "effect", "more GPUs", "why"), rows)
-    print_progress(f"together: {found.effect}, {found.more_gpus} more GPUs" if rows else "nothing differs")
+    for effect in reversed(EFFECTS):
+        for number, change in enumerate([change for change in found.changes if change.effect == effect]):
+            if number == 0:
+                typer.echo(effect)
+            typer.echo(_line(change))
+    typer.echo(f"together: {found.effect}, {found.more_gpus} more GPUs" if found.changes else "nothing differs")
 
 
-def _effect(effect: str, groups: tuple[str, ...]) -> str:
-    return f"{effect}: {', '.join(groups)}" if groups else effect
+def _line(change: FieldChange) -> str:
+    """groups.train.cpus: 180 -> 14 (train; a running pod keeps its template: ...)"""
+    about = [", ".join(change.groups), change.why, f"{change.more_gpus} more GPUs" if change.more_gpus else ""]
+    return f"  {change.field}: {_short(change.before)} -> {_short(change.after)} ({'; '.join(part for part in about if part)})"
 
 
-def _short(value: str | None) -> str | None:
-    return value if value is None or len(value) <= 40 else f"{value[:39]}…"
+def _short(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value if len(value) <= 60 else f"{value[:59]}…"
 
 
 def chosen(definition: ClusterDefinition, kind: str) -> list[Manifest]:

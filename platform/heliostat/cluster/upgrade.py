@@ -24,7 +24,8 @@ from heliostat.definition import ClusterDefinition, WorkerGroup
 from heliostat.errors import UsageError
 
 Effect = Literal["in place", "restarts a group", "restarts the head", "needs a new cluster"]
-_ORDER: tuple[Effect, ...] = ("in place", "restarts a group", "restarts the head", "needs a new cluster")
+EFFECTS: tuple[Effect, ...] = ("in place", "restarts a group", "restarts the head", "needs a new cluster")
+"""The lightest first."""
 Path = tuple[str, ...]
 
 _IN_PLACE_OF_GROUP = {"replicas", "minReplicas", "maxReplicas", "idleTimeoutSeconds", "priority", "scaleStrategy"}
@@ -52,7 +53,7 @@ class Preview:
     @property
     def effect(self) -> Effect:
         """The heaviest of all."""
-        return max((change.effect for change in self.changes), key=_ORDER.index, default="in place")
+        return max((change.effect for change in self.changes), key=EFFECTS.index, default="in place")
 
     @property
     def more_gpus(self) -> int:
@@ -102,7 +103,7 @@ def _effect(old: ClusterDefinition, alone: ClusterDefinition, path: Path) -> tup
     found = [_judge(object_key, where) for object_key, where in differing]
     if not found:
         return "in place", (), _unrendered(path)
-    heaviest = max((effect for effect, _, _ in found), key=_ORDER.index)
+    heaviest = max((effect for effect, _, _ in found), key=EFFECTS.index)
     why = next(reason for effect, _, reason in found if effect == heaviest)
     if heaviest == "restarts the head" and old.head.state is None:
         return "needs a new cluster", (), "a new head loses the workers and their work: head.state is not set"

@@ -75,7 +75,8 @@ def preview(
 def _line(change: FieldChange) -> str:
     """groups.train.cpus: 180 -> 14 (train; a running pod keeps its template: ...)"""
     about = [", ".join(change.groups), change.why, f"{change.more_gpus} more GPUs" if change.more_gpus else ""]
-    return f"  {change.field}: {_short(change.before)} -> {_short(change.after)} ({'; '.join(part for part in about if part)})"
+    said = "; ".join(part for part in about if part)
+    return f"  {change.field}: {_short(change.before)} -> {_short(change.after)} ({said})"
 
 
 def _short(value: str | None) -> str:

@@ -3,6 +3,10 @@
 Memory, speed and price are not here; they are facts for a planner. Ray's names are those of `ray.util.accelerators` in
 Ray 2.60; the product names are values of `nvidia.com/gpu.product` seen on nodes; the clouds' names are the values of
 their node labels (Karpenter's instance-types reference, GKE's gke-accelerator).
+
+Recalled rather than read, so to be looked at before they are relied on: the products of T4G, A100 PCIe 40 GB and H100
+PCIe, GKE's name of the RTX PRO 6000 and of the TPUs, the MIG profiles of the H100 NVL, and how many NeuronCores a chip
+shows. `node_selector` gets round each.
 """
 
 from __future__ import annotations

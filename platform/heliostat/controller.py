@@ -127,7 +127,10 @@ class Controller:
     def _apply(self, apps: list[DesiredApp], awake: set[str]) -> None:
         if not apps and self._applied is None:
             return  # nothing was ever wanted: Serve need not be started
-        config = serve_config(apps, awake=awake, port=int(self._settings.serve_url.rsplit(":", 1)[1]))
+        # On Kubernetes Serve listens on the pod's address, behind a NetworkPolicy.
+        host = "127.0.0.1" if self._settings.state_dir is not None else "0.0.0.0"  # noqa: S104
+        port = int(self._settings.serve_url.rsplit(":", 1)[1])
+        config = serve_config(apps, awake=awake, port=port, host=host)
         wanted = json.dumps(config, sort_keys=True)
         known = self._serve.statuses()
         if wanted == self._applied and {app.name for app in apps} <= set(known):

@@ -216,8 +216,10 @@ class Apps:
 
     def deploy(self, name: str) -> None:
         """Say that the application of the definition is wanted; the controller puts it onto the cluster."""
-        spec = _known(self._platform.definition.applications, name, "application")
-        desired.deploy(self._platform.store, self._platform.settings, name, spec)
+        definition = self._platform.definition
+        spec = _known(definition.applications, name, "application")
+        groups = definition.serving_groups(spec)
+        desired.deploy(self._platform.store, self._platform.settings, name, spec, groups=groups)
 
     def remove(self, name: str) -> None:
         desired.remove(self._platform.store, name)

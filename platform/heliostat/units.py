@@ -66,7 +66,7 @@ class Bytes(_Unit):
     bytes: int
     text: str = field(default="", compare=False, repr=False)
 
-    json_pattern: ClassVar[str] = r"^[0-9]+(\.[0-9]+)?\s*(B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)?$"
+    json_pattern: ClassVar[str] = r"^\s*[0-9]+(\.[0-9]+)?\s*(B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)?\s*$"
     example: ClassVar[str] = "24GiB"
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Duration(_Unit):
     milliseconds: int
     text: str = field(default="", compare=False, repr=False)
 
-    json_pattern: ClassVar[str] = r"^([0-9]+(\.[0-9]+)?|([0-9]+(\.[0-9]+)?(d|h|m|s|ms))+)$"
+    json_pattern: ClassVar[str] = r"^\s*([0-9]+(\.[0-9]+)?|([0-9]+(\.[0-9]+)?(d|h|m|s|ms))+)\s*$"
     example: ClassVar[str] = "5m"
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class CountRange(_Unit):
     low: int
     high: int
 
-    json_pattern: ClassVar[str] = r"^[0-9]+(\.\.[0-9]+)?$"
+    json_pattern: ClassVar[str] = r"^\s*[0-9]+(\.\.[0-9]+)?\s*$"
     example: ClassVar[str] = "2..8"
 
     def __post_init__(self) -> None:

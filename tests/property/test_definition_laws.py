@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from heliostat.definition import ClusterDefinition, load
 from heliostat.errors import DefinitionError
+from tests.support.definitions import definitions
+from tests.support.field_changes import loaded
 
 LAPTOP = Path(__file__).parents[2] / "cluster" / "laptop.yaml"
 
@@ -84,3 +86,34 @@ def test_an_unknown_key_is_named_wherever_it_stands(path: tuple[str, ...], key: 
     (problem,) = caught.value.problems
     assert problem.field == ".".join((*path, key))
     assert problem.line is not None
+
+
+@given(definitions())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_sizes_durations_and_ranges_print_back_as_they_were_written(data: dict[str, Any]) -> None:
+    found = loaded(data)
+    for name, spec in data["groups"].items():
+        group = found.groups[name]
+        low, high = map(int, spec["nodes"].split(".."))
+        assert str(group.nodes) == (spec["nodes"] if low != high else str(low))
+        for field in ("memory", "idle_timeout", "shared_memory"):
+            assert field not in spec or str(getattr(group, field)) == spec[field]
+    assert ClusterDefinition.model_validate_json(found.model_dump_json()) == found
+
+
+@given(definitions(), st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_a_part_said_in_an_overlay_is_as_good_as_said_in_the_file(data: dict[str, Any], pick: st.DataObject) -> None:
+    group = pick.draw(st.sampled_from(sorted(data["groups"])))
+    field = pick.draw(st.sampled_from(sorted(data["groups"][group])))
+    moved = {"extends": "base.yaml", "groups": {group: {field: data["groups"][group][field]}}}
+    rest = {
+        **data,
+        "groups": {
+            name: {key: value for key, value in spec.items() if (name, key) != (group, field)}
+            for name, spec in data["groups"].items()
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        YAML(typ="safe", pure=True).dump(rest, Path(folder) / "base.yaml")
+        assert load(written(moved, folder)) == loaded(data)

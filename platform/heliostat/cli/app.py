@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heliostat.cli import render as rendering
 from heliostat.cli.plan import plan
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
@@ -57,6 +58,11 @@ def down(cluster: Cluster = None) -> None:
     name = cluster or current_cluster()
     ended = embedded.down(name, progress=print_progress)
     print_progress(f"down: {len(ended)} processes of {name} ended, none left")
+
+
+app.command()(rendering.render)
+app.command()(rendering.schema)
+app.command()(rendering.preview)
 
 
 @app.command()

@@ -14,13 +14,21 @@ LABEL_GROUP = "heliostat.io/group"
 LABEL_ROLE = "heliostat.io/role"
 LABEL_MARKET = "ray.io/market-type"
 LABEL_ACCELERATOR = "ray.io/accelerator-type"
+LABEL_ZONE = "ray.io/availability-zone"
 
 
 def labels(name: str, group: WorkerGroup) -> dict[str, str]:
     found = {LABEL_GROUP: name, LABEL_ROLE: group.role, LABEL_MARKET: group.market}
-    if group.accelerator:
-        found[LABEL_ACCELERATOR] = group.accelerator
+    if group.device.ray_type:
+        found[LABEL_ACCELERATOR] = group.device.ray_type
+    if group.zone:
+        found[LABEL_ZONE] = group.zone
     return found
+
+
+def resources(group: WorkerGroup) -> dict[str, int]:
+    """What Ray counts on one node of the group."""
+    return {"CPU": group.cpus, group.device.ray_resource: group.gpus * group.device.ray_units}
 
 
 def autoscaling_config(
@@ -46,12 +54,13 @@ def autoscaling_config(
     }
     for name, group in groups.items():
         node_types[name] = {
-            "resources": {"CPU": group.cpus, "GPU": group.gpus},
+            "resources": resources(group),
             "labels": labels(name, group),
             "node_config": {},
             "min_workers": group.nodes.low,
             "max_workers": group.nodes.high,
             "idle_timeout_s": group.idle_timeout.seconds,
+            "priority": group.priority,
         }
     return {
         "cluster_name": definition.name,

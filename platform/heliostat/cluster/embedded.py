@@ -25,7 +25,8 @@ from typing import TextIO
 
 from heliostat.cluster import ports as port_choice
 from heliostat.cluster import processes, ray_env
-from heliostat.definition import ClusterDefinition
+from heliostat.cluster.applies import ignored_when_embedded
+from heliostat.definition import ClusterDefinition, definition_files
 from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
 from heliostat.settings import Settings, StoreSettings, home, make_current, save
 
@@ -82,6 +83,8 @@ def up(definition: ClusterDefinition, path: Path, *, progress: Progress = lambda
             _end(before, folder)
         record = _new_record(definition, path, folder)
         _write_record(folder, record)
+        for note in ignored_when_embedded(definition):
+            progress(f"not on an embedded cluster: {note}")
         make_current(definition.name)  # now, so that `down` finds it if this process is killed
         try:
             settings = _start_all(definition, record, folder, progress)
@@ -167,7 +170,7 @@ def _free_block(size: int) -> int:
 def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Path, progress: Progress) -> Settings:
     _prepare_folders(folder, record)
     settings = _make_settings(definition, record, folder)
-    env = _environment(record, folder)
+    env = _environment(definition, record, folder)
     if definition.store.kind == "embedded":
         progress("starting the S3 store")
         _start_store(settings, folder, record, env)
@@ -186,7 +189,7 @@ def _revive(
 ) -> None:
     """A store or a controller that has died is started again; the head, its nodes and their work go on meanwhile."""
     commands = [process.command for process in processes.owned(mark(record))]
-    env = _environment(record, folder)
+    env = _environment(definition, record, folder)
     if definition.store.kind == "embedded" and not any(" mini " in command for command in commands):
         progress("starting the S3 store again")
         _start_store(settings, folder, record, env)
@@ -196,7 +199,7 @@ def _revive(
     progress("already up")
 
 
-def _environment(record: ClusterRecord, folder: Path) -> dict[str, str]:
+def _environment(definition: ClusterDefinition, record: ClusterRecord, folder: Path) -> dict[str, str]:
     return ray_env.head_environment(
         dict(os.environ),
         cluster_id=record.cluster_id,
@@ -206,6 +209,7 @@ def _environment(record: ClusterRecord, folder: Path) -> dict[str, str]:
         temp_dir=Path(record.temp_dir),
         ports=record.ports,
         cuda_devices=_cuda_devices(),
+        tags=definition.tags,
     )
 
 
@@ -239,7 +243,7 @@ def _make_settings(definition: ClusterDefinition, record: ClusterRecord, folder:
         store=StoreSettings(
             endpoint=f"http://127.0.0.1:{ports['store']}" if embedded else definition.store.endpoint,
             bucket=definition.store.bucket,
-            region=os.environ.get("AWS_REGION", "us-east-1"),
+            region=os.environ.get("AWS_REGION", definition.store.region),
             access_key_id="heliostat" if embedded else os.environ.get("AWS_ACCESS_KEY_ID"),
             secret_access_key=_secret(folder / "store-key") if embedded else os.environ.get("AWS_SECRET_ACCESS_KEY"),
         ),
@@ -416,7 +420,11 @@ def _read_settings(folder: Path) -> Settings:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of the file, and of those that it is laid over."""
+    digest = hashlib.sha256()
+    for file in definition_files(path):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _project_root(path: Path) -> Path:

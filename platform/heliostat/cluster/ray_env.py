@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from heliostat.cluster.processes import CLUSTER_ID
+from heliostat.definition import Tags
 
 LOOPBACK_ONLY = "HELIOSTAT_LOOPBACK_ONLY"
 
@@ -24,6 +25,7 @@ def head_environment(
     temp_dir: Path,
     ports: dict[str, int],
     cuda_devices: int,
+    tags: Tags,
 ) -> dict[str, str]:
     """`base` with what the head needs; worker nodes, replicas and jobs inherit it.
 
@@ -39,6 +41,9 @@ def head_environment(
         # Read by heliostat.train.job: GPUs that are declared but not there cannot speak NCCL.
         "HELIOSTAT_LOGICAL_GPUS": "0" if cuda_devices else "1",
         "HELIOSTAT_SETTINGS": str(settings_path),
+        # Read by heliostat.train.job: whose every event of a training is.
+        "HELIOSTAT_TEAM": tags.team,
+        "HELIOSTAT_PROJECT": tags.project,
         "PYTHONUNBUFFERED": "1",
         # So that a job's `python` is this one, whichever way `heliostat` was called.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', '')}",
@@ -64,9 +69,7 @@ def head_environment(
         # Serve's build task alone (230 kB) kept a serving node up for ever. Up to 8 MiB travel inline.
         "RAY_max_direct_call_object_size": str(8 * 2**20),
         **train_environment(),
-        # The front: HAProxy straight to the replicas, about 20 times cheaper than the Python proxy.
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **serve_front_environment(),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(state_dir / "bin" / "haproxy"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "a.sock"),
@@ -75,13 +78,8 @@ def head_environment(
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["haproxy_metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["haproxy_stats"]),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # Replays requests that were running on a replica that died.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "5",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports["serve_http_min"]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports["serve_http_min"] + 999),
-        # 30 s by default: an idle replica would hold its GPU that much longer.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
 
 
@@ -91,4 +89,17 @@ def train_environment() -> dict[str, str]:
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    }
+
+
+def serve_front_environment() -> dict[str, str]:
+    """Ray Serve's front, wherever it runs: HAProxy straight to the replicas, far cheaper than the Python proxy."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Replays requests that were running on a replica that died.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "5",
+        # 30 s by default: an idle replica would hold its GPU that much longer.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }

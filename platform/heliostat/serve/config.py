@@ -16,11 +16,13 @@ _ROUTER = {"initial_backoff_s": 0.005, "max_backoff_s": 0.02}
 MAX_ONGOING = 1000
 
 
-def serve_config(apps: Sequence[DesiredApp], *, awake: set[str], port: int) -> dict[str, Any]:  # Any: Serve's schema
+def serve_config(
+    apps: Sequence[DesiredApp], *, awake: set[str], port: int, host: str = "127.0.0.1"
+) -> dict[str, Any]:  # Any: Serve's schema
     """`awake` are the applications whose lower bound of replicas holds; the others may go to zero."""
     return {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": 120},
+        "http_options": {"host": host, "port": port, "request_timeout_s": 120},
         "applications": [_application(app, awake=app.name in awake) for app in apps],
     }
 
@@ -38,9 +40,10 @@ def _application(app: DesiredApp, *, awake: bool) -> dict[str, Any]:
             "max_queue_s": spec.max_queue.seconds,
             "cpus": 1,
             "gpus": spec.gpus_per_replica,
-            "label_selector": {"heliostat.io/group": spec.group},
+            "label_selector": _nodes(app),
         },
-        "runtime_env": {"working_dir": app.package},
+        # Without a package, the image holds the recipes.
+        **({"runtime_env": {"working_dir": app.package}} if app.package else {}),
         "deployments": [
             {
                 "name": "model",
@@ -61,8 +64,13 @@ def _application(app: DesiredApp, *, awake: bool) -> dict[str, Any]:
                 "ray_actor_options": {
                     "num_cpus": 1,
                     "num_gpus": spec.gpus_per_replica,
-                    "label_selector": {"heliostat.io/group": spec.group},
+                    "label_selector": _nodes(app),
                 },
             }
         ],
     }
+
+
+def _nodes(app: DesiredApp) -> dict[str, str]:
+    groups = app.groups or (app.spec.group,)
+    return {"heliostat.io/group": groups[0] if len(groups) == 1 else f"in({', '.join(groups)})"}

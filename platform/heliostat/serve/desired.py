@@ -24,11 +24,15 @@ class DesiredApp(BaseModel):
     spec: Application
     package: str  # URI of the zip with the recipes
     target_ongoing_requests: float = 32
+    groups: tuple[str, ...] = ()
+    """The groups its replicas may run on: its own and that one's fallback. Empty: its own."""
 
 
-def deploy(store: Store, settings: Settings, name: str, spec: Application) -> DesiredApp:
+def deploy(
+    store: Store, settings: Settings, name: str, spec: Application, *, groups: tuple[str, ...] = ()
+) -> DesiredApp:
     """Say in the store that the application is wanted. The controller acts on it. Safe to run twice."""
-    desired = DesiredApp(name=name, spec=spec, package=package(settings))
+    desired = DesiredApp(name=name, spec=spec, package=package(settings), groups=groups)
     store.put(_key(name), desired.model_dump_json().encode())
     return desired
 

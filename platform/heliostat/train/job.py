@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ray.train import ScalingConfig
 
 RUN = "HELIOSTAT_RUN"
+GROUP = "HELIOSTAT_GROUP"
 Config = TypeVar("Config")
 
 # Losses without notice in one run; those with notice are not counted by Ray, and the user's own errors end the run.
@@ -70,14 +71,15 @@ def run(
     config: Config,
     *,
     name: str,
-    group: str = "train",
+    group: str | None = None,
     workers: int = 2,
     checkpoint_every: int = 20,
 ) -> TrainedModel:
     """Train on `workers` nodes of the spot group, through reclaims, until the function is done.
 
     The run's name comes from HELIOSTAT_RUN, which `heliostat job submit` sets; by hand it is `name` and a random
-    part. The same run name again resumes from its last checkpoint, and returns at once if it had finished.
+    part. The group, where none is given, comes from HELIOSTAT_GROUP in the same way. The same run name again resumes
+    from its last checkpoint, and returns at once if it had finished.
     Raises JobFailed with the cause and where its log is.
     """
     settings = load()
@@ -86,6 +88,7 @@ def run(
     done = trained_model(store, run_name)
     if done is not None:
         return done
+    group = group or os.environ.get(GROUP) or "train"
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
     clear_failure(store, run_name)  # of an earlier try whose driver was killed before it could tell
     _fit(train, config, spec, settings)

@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heliostat.definition import JobSpec
 from heliostat.errors import ClusterNotUp, JobError, JobFailed
 from heliostat.settings import Settings
-from heliostat.train.job import RUN
+from heliostat.train.job import GROUP, RUN
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -52,14 +52,20 @@ def submit(
         raise JobError(
             f"run {run!r} is running already as job {running[0].job_id}", do=f"heliostat job logs {running[0].job_id}"
         )
-    entrypoint = shlex.join([*shlex.split(spec.entrypoint), *arguments])
-    _client(settings).submit_job(
-        entrypoint=entrypoint,
-        submission_id=job_id,
-        runtime_env={"working_dir": package, "env_vars": {RUN: run}},
-        metadata={"heliostat_run": run, "job": name},
-    )
+    request = job_request(name, spec, arguments=arguments, run=run, package=package)
+    _client(settings).submit_job(submission_id=job_id, **request)
     return SubmittedJob(job_id, run)
+
+
+def job_request(
+    name: str, spec: JobSpec, *, arguments: Sequence[str], run: str, package: str
+) -> dict[str, Any]:  # Any: the keyword arguments of Ray's submit_job
+    """What is asked of Ray's Jobs API. Pure."""
+    return {
+        "entrypoint": shlex.join([*shlex.split(spec.entrypoint), *arguments]),
+        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group}},
+        "metadata": {"heliostat_run": run, "job": name, "publishes": spec.publishes},
+    }
 
 
 def list_jobs(settings: Settings) -> list[JobRow]:

@@ -37,7 +37,7 @@ def test_the_example_is_valid() -> None:
         ("nodes: 0..2", "nodes: -1..2", "groups.serve.nodes:"),
         ("nodes: 0..2", "nodes: 2..0", "groups.serve.nodes: 2..0 is reversed; write 0..2"),
         ("market: on-demand", "market: spot", "groups.serve.market: serving on spot alone loses requests"),
-        ("market: on-demand", "market: cheap", "'cheap' is not allowed; write 'on-demand' or 'spot'"),
+        ("market: on-demand", "market: cheap", "'cheap' is not allowed; write 'on-demand', 'spot' or 'reserved'"),
         ("  train:\n", "  serve:\n", 'found duplicate key "serve"'),
         ("group: serve", "group: nowhere", "there is no group 'nowhere'; one of: serve"),
         ("group: train", "group: serve", "group 'serve' has role serving, not training; one of: train"),

@@ -1,0 +1,89 @@
+"""Which fields of a definition mean nothing on an embedded cluster, and why.
+
+`up` says so for those that a definition sets; `docs/definition.md` lists them; a test fails for a field that neither
+has an effect there nor stands here, and for one that stands here and has an effect all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from pydantic import BaseModel
+
+from heliostat.definition import ClusterDefinition
+
+_MACHINE = "its nodes are processes of this one machine"
+_FILES = "its processes see this machine's own files and memory"
+_RAYJOB = "a field of RayJob; jobs go in through Ray's Jobs API here"
+_PODS = "it has no pods"
+
+# Names that the user chooses are *.
+NOT_EMBEDDED = {
+    "platform": "it is one itself",
+    "namespace": _PODS,
+    "ray.*": "it runs the Ray of this Python",
+    "head.memory": _MACHINE,
+    "head.instance": _MACHINE,
+    "head.state.*": "its head and its nodes share one machine, and end with it",
+    "groups.*.instance": _MACHINE,
+    "groups.*.memory": _MACHINE,
+    "groups.*.mig": "its GPUs are whole devices, or logical",
+    "groups.*.topology": "it has no TPU slices",
+    "groups.*.placement": _MACHINE,
+    "groups.*.fabric.*": _MACHINE,
+    "groups.*.reservation": _MACHINE,
+    "groups.*.taints*": _PODS,
+    "groups.*.tolerations*": _PODS,
+    "groups.*.node_selector*": _PODS,
+    "groups.*.shared_memory": _FILES,
+    "groups.*.volumes.*": _FILES,
+    "jobs.*.cluster": _RAYJOB,
+    "jobs.*.queue": _RAYJOB,
+    "jobs.*.deadline": _RAYJOB,
+    "jobs.*.retries": _RAYJOB,
+    "store.credentials_secret": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+    "store.identity": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+    "tags.cost_centre": "its events carry team and project",
+    "budgets.max_gpus": "its groups' upper bounds are all it can hold",
+    "budgets.gpu_hours_per_month": "nobody pays for its GPUs by the hour",
+    "auth.*": "it makes a token of its own",
+    "network.*": "it listens on 127.0.0.1 only",
+    "observability.*": "no Prometheus watches it",
+    "controller.*": "its controller is a process beside the head",
+    "karpenter.*": _MACHINE,
+}
+
+NOT_KUBERAY = {
+    "ports.*": "every pod has an address of its own",
+    "applications.*.gate.*": "no object has it: read when a version is promoted",
+}
+
+
+def why_not(field: str, table: dict[str, str]) -> str | None:
+    """The reason why the field, such as groups.train.zone, means nothing; None where it means something."""
+    return next((why for pattern, why in table.items() if fnmatchcase(field, pattern)), None)
+
+
+def ignored_when_embedded(definition: ClusterDefinition) -> list[str]:
+    """What the definition sets and an embedded cluster does not use, with the reason; each field name once."""
+    notes: dict[str, str] = {}
+    for field in _set_fields(definition):
+        why = why_not(field, NOT_EMBEDDED)
+        if why:
+            notes.setdefault(field, f"{field} ({why})")
+    return list(notes.values())
+
+
+def _set_fields(part: BaseModel, above: str = "") -> Iterator[str]:
+    for name in type(part).model_fields:
+        if name not in part.model_fields_set:
+            continue
+        value, here = getattr(part, name), f"{above}{name}"
+        if isinstance(value, BaseModel):
+            yield from _set_fields(value, f"{here}.")
+        elif isinstance(value, dict) and any(isinstance(entry, BaseModel) for entry in value.values()):
+            for key, entry in value.items():
+                yield from _set_fields(entry, f"{here}.{key}.")
+        elif value not in (None, (), {}):
+            yield here

@@ -1,0 +1,41 @@
+"""The cluster definition: what a platform engineer writes and reviews, as one typed value.
+
+`load(path)` reads the YAML. The types are in `model`, the rules between them in `checks`, the JSON Schema for editors
+in `schema`.
+"""
+
+from heliostat.definition.accelerators import ACCELERATORS, Accelerator
+from heliostat.definition.load import definition_files, load
+from heliostat.definition.model import (
+    Application,
+    ClusterDefinition,
+    Fabric,
+    GateRules,
+    JobSpec,
+    Karpenter,
+    StoreSpec,
+    Tags,
+    Taint,
+    Volume,
+    WorkerGroup,
+)
+from heliostat.names import Name
+
+__all__ = [
+    "load",
+    "definition_files",
+    "ClusterDefinition",
+    "WorkerGroup",
+    "Application",
+    "JobSpec",
+    "Karpenter",
+    "StoreSpec",
+    "GateRules",
+    "Tags",
+    "Fabric",
+    "Taint",
+    "Volume",
+    "Accelerator",
+    "ACCELERATORS",
+    "Name",
+]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heliostat.cli import apply as on_kubernetes
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
 app = typer.Typer(
@@ -48,14 +49,30 @@ def up(
 
 
 @app.command()
-def down(cluster: Cluster = None) -> None:
-    """End every process the cluster started, and nothing else. The store's data stays."""
+def down(
+    manifests: on_kubernetes.OptionalManifests = None,
+    cluster: Cluster = None,
+    context: on_kubernetes.Context = None,
+    with_data: on_kubernetes.WithData = False,
+    yes: on_kubernetes.Yes = False,
+) -> None:
+    """End every process the embedded cluster started, and nothing else. The store's data stays.
+
+    With manifests: delete what was applied from them to Kubernetes, and nothing else. Volume claims stay.
+    """
+    if manifests:
+        on_kubernetes.down(manifests, cluster=cluster, context=context, with_data=with_data, yes=yes)
+        return
     from heliostat.cluster import embedded
     from heliostat.settings import current_cluster
 
     name = cluster or current_cluster()
     ended = embedded.down(name, progress=print_progress)
     print_progress(f"down: {len(ended)} processes of {name} ended, none left")
+
+
+app.command()(on_kubernetes.diff)
+app.command()(on_kubernetes.apply)
 
 
 @app.command()

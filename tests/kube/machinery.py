@@ -311,7 +311,7 @@ class Cluster:
             conflicts = [
                 (entry, path)
                 for path in sorted(paths)
-                if value_at(part, path) != value_at(new, path)
+                if _differs(value_at(part, path), value_at(new, path))
                 for entry in others
                 if path in from_fields(entry["fieldsV1"])
             ]
@@ -320,7 +320,8 @@ class Cluster:
             for entry, path in conflicts:
                 entry["fieldsV1"] = to_fields(from_fields(entry["fieldsV1"]) - {path})
             for path in sorted(paths):
-                set_at(new, path, value_at(part, path))
+                if _differs(value_at(part, path), value_at(new, path)):
+                    set_at(new, path, value_at(part, path))
             held = {path for entry in others for path in from_fields(entry["fieldsV1"])}
             before = from_fields(mine["fieldsV1"]) if mine else set()
             for path in sorted(before - paths - held, key=len, reverse=True):
@@ -384,7 +385,8 @@ class Cluster:
                 if kind.kind == "Namespace":
                     meta["finalizers"] = [*meta.get("finalizers", []), "kubernetes"]
                     live.setdefault("status", {})["phase"] = "Terminating"
-                self._store("MODIFIED", kind, namespace, name, live)
+                if meta.get("finalizers"):
+                    self._store("MODIFIED", kind, namespace, name, live)
             if not meta.get("finalizers"):
                 self._drop(kind, namespace, name)
             return live
@@ -488,6 +490,11 @@ class Cluster:
             last["metadata"]["resourceVersion"] = str(self.version)
             self.history.append(Event(self.version, "DELETED", kind, last))
             self.changed.notify_all()
+
+
+def _differs(wanted: Any, there: Any) -> bool:
+    """An empty map says nothing about the entries that others keep in it."""
+    return bool(wanted != there) and not (wanted == {} and isinstance(there, dict))
 
 
 def _part(thing: Object, subresource: str) -> Object:

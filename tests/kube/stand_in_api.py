@@ -37,7 +37,8 @@ class Fault:
     drop        do nothing, and close the connection
     kill_before kill the client, do nothing
     kill_after  do it, kill the client, do not answer
-    cut         (watch) break off in the middle of the first event
+    cut         (watch) break off in the middle of an event
+    call        run `call` first, then go on as if nothing had happened: somebody else was faster
     """
 
     what: str
@@ -46,6 +47,7 @@ class Fault:
     method: str = ""
     path: str = ""  # a part of path and query
     times: int = 1
+    call: Callable[[], object] = lambda: None
 
     def meets(self, request: Request) -> bool:
         return (
@@ -174,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if what == "refuse" and fault is not None and fault.refusal is not None:
                 raise fault.refusal
+            if what == "call" and fault is not None:
+                fault.call()
             if what == "hang":
                 api.stopping.wait(30)
             if what == "kill_before":
@@ -299,6 +303,9 @@ class _Handler(BaseHTTPRequestHandler):
         if since < cluster.oldest:
             self._event("ERROR", expired(since, cluster.oldest))
             return self._end_chunks()
+        if cut:
+            self._chunk(b'{"type":"MODIFIED","object":{"kind":"')
+            return self._hang_up()
         deadline = time.monotonic() + float(query.get("timeoutSeconds", 300))
         while not self.server.api.stopping.is_set():
             with cluster.changed:
@@ -309,9 +316,6 @@ class _Handler(BaseHTTPRequestHandler):
                     continue
             for event in news:
                 since = event.version
-                if cut:
-                    self._chunk(json.dumps({"type": event.type, "object": event.thing}).encode()[:40])
-                    return self._hang_up()
                 self._event(event.type, event.thing)
             if time.monotonic() >= deadline:
                 break

@@ -1,9 +1,8 @@
 """The contract of the stand-in API: its answers, pinned against shapes that Kubernetes documents.
 
-The Status objects are those that `apimachinery/pkg/api/errors` and `managedfields/internal/conflict.go` make; the rules of
-ownership are those of the Server-Side Apply page; watches and expired versions those of the API concepts page. Spoken
-to by plain HTTP, so that this holds for any client. Where a real API server can be reached, the same requests can be
-sent to it.
+The Status objects are those that apimachinery's `pkg/api/errors` and `managedfields/internal/conflict.go` make; the
+rules of ownership are those of the Server-Side Apply page; watches and expired versions those of the API concepts page.
+Spoken to by plain HTTP, so that nothing of the client under test is in it.
 """
 
 from __future__ import annotations

@@ -82,16 +82,29 @@ class Resource:
 class Api:
     """The verbs that Heliostat needs. Raises KubernetesError or one of its children, never the client's own errors."""
 
-    def __init__(self, client: Any, *, retry: Retry | None = None) -> None:  # Any: kubernetes ships no types
+    def __init__(
+        self,
+        client: Any,  # Any: kubernetes ships no types
+        *,
+        retry: Retry | None = None,
+        timeout_s: tuple[float, float] = REQUEST_TIMEOUT_S,
+    ) -> None:
         from kubernetes.dynamic import DynamicClient
 
         self.where: str = client.configuration.host
         self._dynamic = DynamicClient(client, discoverer=_NoDiscovery)
         self._retry = retry or Retry()
+        self._timeout_s = timeout_s
         self._known: dict[str, dict[str, Resource]] = {}
 
     @classmethod
-    def connect(cls, *, context: str | None = None, retry: Retry | None = None) -> Api:
+    def connect(
+        cls,
+        *,
+        context: str | None = None,
+        retry: Retry | None = None,
+        timeout_s: tuple[float, float] = REQUEST_TIMEOUT_S,
+    ) -> Api:
         """The server of the kubeconfig (KUBECONFIG, ~/.kube/config), or of the pod this runs in."""
         from kubernetes import client, config
         from kubernetes.config.config_exception import ConfigException
@@ -101,7 +114,9 @@ class Api:
             if context is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
                 config.load_incluster_config(client_configuration=settings)
             else:
-                config.load_kube_config(context=context, client_configuration=settings)
+                # Named here, for the client looks at KUBECONFIG only once, when it is imported.
+                file = os.environ.get("KUBECONFIG")
+                config.load_kube_config(file, context=context, client_configuration=settings)
         except ConfigException as error:
             raise KubernetesError(
                 f"there is no way to a Kubernetes API server: {error}",
@@ -111,7 +126,7 @@ class Api:
         settings.retries = False  # ours count, wait and give up
         made = client.ApiClient(settings)
         made.user_agent = FIELD_MANAGER
-        return cls(made, retry=retry)
+        return cls(made, retry=retry, timeout_s=timeout_s)
 
     def resource(self, api_version: str, kind: str) -> Resource | None:
         """The kind as the server has it, or None where its CRD is not installed."""
@@ -199,34 +214,33 @@ class Api:
         A watch that ends, or breaks, is taken up again after the last version seen; one whose version is too old
         (410) starts from a fresh read. Ends when `until` says so; it is asked after each yield.
         """
-        live = self.get(ref)
+        live, version = self._snapshot(ref)
         while True:
             yield live
             if until():
                 return
-            if live is None:
-                self._retry.sleep(tick_s)
-                live = self.get(ref)
-                continue
-            version = live["metadata"]["resourceVersion"]
             try:
                 for event in self._events(ref, version, tick_s):
-                    thing = event["object"]
-                    version = thing["metadata"]["resourceVersion"]
-                    if event["type"] == "BOOKMARK":
-                        live = {**live, "metadata": {**live["metadata"], "resourceVersion": version}}
-                        continue
-                    live = None if event["type"] == "DELETED" else thing
-                    if live is None:
-                        break
-                    yield live
-                    if until():
-                        return
-            except (Gone, _Broken) as stopped:
-                if isinstance(stopped, _Broken):
-                    self.pause(1)
-                else:
-                    live = self.get(ref)
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        live = None if event["type"] == "DELETED" else event["object"]
+                        yield live
+                        if until():
+                            return
+            except Gone:
+                live, version = self._snapshot(ref)
+            except _Broken:
+                self.pause(1)
+
+    def _snapshot(self, ref: Ref) -> tuple[Object | None, str]:
+        """The object and the version of the list it is in. A watch starts from that: the version of an object that has
+        not changed for long is older than what the server remembers."""
+        space = Ref(ref.api_version, ref.kind, ref.namespace, "")
+        page = self._request(
+            "get", self._path(space), self._asked("list", ref), field_selector=f"metadata.name={ref.name}"
+        )
+        found = [{"apiVersion": ref.api_version, "kind": ref.kind, **entry} for entry in page.get("items", [])]
+        return (found[0] if found else None), page["metadata"]["resourceVersion"]
 
     def _events(self, ref: Ref, version: str, seconds: int) -> Iterator[dict[str, Any]]:
         """One watch, to its end. Raises Gone, _Broken, or what the server refused it with."""
@@ -242,7 +256,7 @@ class Api:
             watch="true",
             allow_watch_bookmarks="true",
             timeout_seconds=seconds,
-            _request_timeout=(REQUEST_TIMEOUT_S[0], seconds + REQUEST_TIMEOUT_S[1]),
+            _request_timeout=(self._timeout_s[0], seconds + self._timeout_s[1]),
         )
         try:
             for event in _json_lines(response):
@@ -274,7 +288,7 @@ class Api:
         raw = options.pop("raw", False)
         missing_is_answer = "absent" in options
         absent = options.pop("absent", None)
-        options.setdefault("_request_timeout", REQUEST_TIMEOUT_S)
+        options.setdefault("_request_timeout", self._timeout_s)
 
         def once() -> Any:
             # A fresh copy each time: the client adds to the lists it is given.

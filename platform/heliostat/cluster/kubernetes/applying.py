@@ -35,7 +35,7 @@ from heliostat.cluster.kubernetes.objects import (
     stamped,
 )
 from heliostat.cluster.kubernetes.scale import autoscaler_only, with_live_scale
-from heliostat.errors import ClusterError, FieldConflict, Forbidden, NotOurs, UsageError
+from heliostat.errors import ClusterError, FieldConflict, Forbidden, KubernetesError, NotOurs, UsageError
 
 Progress = Callable[[str], None]
 
@@ -240,6 +240,8 @@ def _attempt(api: Api, thing: Object, ref: Ref, cluster: str, *, take_over: bool
             return _Tried(live, live, kept=True)
         if live is not None:
             _refuse_strangers(live, ref, cluster, take_over=take_over)
+            if live["metadata"].get("deletionTimestamp"):  # what is written to it now would go with it
+                raise KubernetesError("it is being deleted", where=str(ref), do="wait until it is gone, then run again")
         wanted = with_live_scale(thing, live)
         conflicts: tuple[Ownership, ...] = ()
         try:

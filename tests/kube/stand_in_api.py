@@ -173,32 +173,33 @@ class _Handler(BaseHTTPRequestHandler):
         verb = _verb(method, target, query)
         fault = api.note(method, self.path, verb, self.headers.get("User-Agent", ""))
         what = fault.what if fault else ""
+        if what == "call" and fault is not None:
+            fault.call()
+        if what == "hang":
+            api.stopping.wait(30)
+        if what == "kill_before":
+            os.kill(api.victim(), signal.SIGKILL)
+        if what in ("hang", "drop", "kill_before"):
+            return self._hang_up()
+        headers: dict[str, str] = {}
+        answer: Object | str
         try:
             if what == "refuse" and fault is not None and fault.refusal is not None:
                 raise fault.refusal
-            if what == "call" and fault is not None:
-                fault.call()
-            if what == "hang":
-                api.stopping.wait(30)
-            if what == "kill_before":
-                os.kill(api.victim(), signal.SIGKILL)
-            if what in ("hang", "drop", "kill_before"):
-                return self._hang_up()
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 raise Refusal(status(401, "Unauthorized", "Unauthorized"))
-            if target is None:
-                return self._discover(parts.path)
-            self._authorize(verb, target)
-            if verb == "watch":
+            if target is not None:
+                self._authorize(verb, target)
+            if target is not None and verb == "watch":
                 return self._watch(target, query, cut=what == "cut")
-            code, answer = self._act(method, target, query, body)
-            if what == "kill_after":
-                os.kill(api.victim(), signal.SIGKILL)
-            if what in ("lose", "kill_after"):
-                return self._hang_up()
-            self._answer(code, answer)
+            code, answer = self._discover(parts.path) if target is None else self._act(method, target, query, body)
         except Refusal as refusal:
-            self._answer(refusal.status["code"], refusal.status, refusal.headers)
+            code, answer, headers = refusal.status["code"], refusal.status, refusal.headers
+        if what == "kill_after":
+            os.kill(api.victim(), signal.SIGKILL)
+        if what in ("lose", "kill_after"):
+            return self._hang_up()
+        return self._answer(code, answer, headers)
 
     def _authorize(self, verb: str, target: _Target) -> None:
         denied, plural = self.server.api.denied, target.kind.plural
@@ -208,10 +209,10 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "patch" and absent and ("create", plural) in denied:  # an apply that makes the object needs both
             raise forbidden(target.kind, target.name, "create", target.namespace)
 
-    def _discover(self, path: str) -> None:
+    def _discover(self, path: str) -> tuple[int, Object | str]:
         kinds = [k for k in self.server.api.cluster.kinds if f"/{'apis' if k.group else 'api'}/{k.api_version}" == path]
         if not kinds:
-            return self._answer(404, "404 page not found\n")
+            return 404, "404 page not found\n"
         resources = [
             {
                 "name": kind.plural,
@@ -227,15 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
              "verbs": ["get", "patch", "update"]}
             for kind in kinds
         ]  # fmt: skip
-        return self._answer(
-            200,
-            {
-                "kind": "APIResourceList",
-                "apiVersion": "v1",
-                "groupVersion": kinds[0].api_version,
-                "resources": resources,
-            },
-        )
+        found = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": kinds[0].api_version}
+        return 200, {**found, "resources": resources}
 
     def _act(self, method: str, target: _Target, query: dict[str, str], body: bytes) -> tuple[int, Object]:
         cluster = self.server.api.cluster

@@ -76,6 +76,14 @@ RAY_KINDS = (
     Kind("ray.io", "v1", "rayservices", "RayService"),
     Kind("ray.io", "v1", "rayjobs", "RayJob"),
 )
+# What else a rendering may hold, each with its own operator.
+OTHER_KINDS = (
+    Kind("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor"),
+    Kind("monitoring.coreos.com", "v1", "prometheusrules", "PrometheusRule"),
+    Kind("karpenter.sh", "v1", "nodepools", "NodePool", False),
+    Kind("karpenter.k8s.aws", "v1", "ec2nodeclasses", "EC2NodeClass", False),
+    Kind("cloud.google.com", "v1", "computeclasses", "ComputeClass", False),
+)
 
 
 class Refusal(Exception):

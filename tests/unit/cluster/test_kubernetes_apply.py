@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from heliostat.errors import (
     UsageError,
 )
 from tests.kube.kuberay import NO_GPU, READY, KubeRay, event, operating, pending
-from tests.kube.machinery import CORE_KINDS, Cluster, Object, Refusal, status, webhook_denied
+from tests.kube.machinery import CORE_KINDS, OTHER_KINDS, RAY_KINDS, Cluster, Object, Refusal, status, webhook_denied
 from tests.kube.manifests import SECRET_VALUE, find, mixed
 from tests.kube.stand_in_api import TOKEN, Fault, StandInApi, running
 
@@ -234,6 +235,18 @@ def test_a_namespace_that_was_there_is_used_and_never_changed_or_deleted(server:
     k8s.remove(api, k8s.plan_removal(api, mixed(), cluster="llm", with_data=True))
     assert there(server) == {("Namespace", "ml")}
     assert live(server, "Namespace", "ml") == before
+
+
+def test_four_that_apply_at_once_make_one_of_each(server: StandInApi, api: k8s.Api) -> None:
+    """Two pipelines at the same moment do no harm: an apply says the whole of what is wanted."""
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(bring, api, mixed()) for _ in range(4)]:
+            done.result()
+    assert len(there(server)) == 11
+    for kind, name in there(server):
+        managers = [entry["manager"] for entry in live(server, kind, name)["metadata"]["managedFields"]]
+        assert managers == ["heliostat"]
+    assert k8s.plan(api, mixed(), cluster="llm").pending == 0
 
 
 # Who holds which field.
@@ -803,6 +816,31 @@ def test_what_a_finalizer_holds_is_told(server: StandInApi, api: k8s.Api) -> Non
     assert there(server) == {("Namespace", "ml"), ("PersistentVolumeClaim", "llm-cache")}
 
 
+# What heliostat render made.
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "golden").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_golden_rendering_goes_in_comes_up_stays_and_comes_out(
+    file: Path, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = k8s.load([file])
+    name = k8s.cluster_of(objects)
+    kinds = CORE_KINDS + RAY_KINDS + OTHER_KINDS
+    with running(StandInApi(Cluster(kinds=kinds))) as server, operating(KubeRay(server.cluster)):
+        for namespace in k8s.objects.namespaces_of(objects):
+            server.cluster.update(server.cluster.kind("Namespace"), "", namespace, lambda _: None, manager="kubectl")
+        api = connect(server, slept, tmp_path, monkeypatch)
+        planned = k8s.plan(api, objects, cluster=name)
+        assert planned.pending == len(objects)
+        k8s.apply(api, planned)
+        assert all(state.ready for state in k8s.wait_ready(api, objects, limit_s=20))
+        assert k8s.plan(api, objects, cluster=name).pending == 0
+        k8s.remove(api, k8s.plan_removal(api, objects, cluster=name, with_data=True))
+        assert {kind for kind, _ in there(server)} == {"Namespace"}
+
+
 # What is wrong with the manifests.
 
 
@@ -820,6 +858,7 @@ def test_manifests_are_checked_before_anything_is_asked(server: StandInApi, api:
     with pytest.raises(UsageError, match="labelled as the cluster other's"):
         k8s.plan(api, mixed("other"), cluster="llm")
     absent = mixed(with_namespace=False)
-    with pytest.raises(KubernetesError, match='namespaces "ml" not found'):
+    with pytest.raises(KubernetesError, match='namespaces "ml" not found') as caught:
         k8s.plan(api, absent, cluster="llm")
+    assert caught.value.do == "make it first: kubectl create namespace ml"
     assert there(server) == set()

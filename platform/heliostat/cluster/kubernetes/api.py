@@ -301,7 +301,8 @@ class Api:
         except _NotFound as error:
             if missing_is_answer:
                 return absent
-            raise KubernetesError(error.message, where=asked.what or self.where) from error
+            cure = refusal.cure_of_absence(error.what)
+            raise KubernetesError(error.what, where=asked.what or self.where, do=cure) from error
 
     def _repeated(self, once: Callable[[], T], asked: _Asked) -> T:
         from kubernetes.client.exceptions import ApiException
@@ -364,9 +365,7 @@ class _Asked:
 
 
 class _NotFound(KubernetesError):
-    @property
-    def message(self) -> str:
-        return self.what
+    """404: an answer to some requests, an error to others."""
 
 
 class _Broken(Exception):

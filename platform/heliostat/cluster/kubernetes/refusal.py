@@ -116,6 +116,12 @@ def refused(
     return KubernetesError(message, where=where)
 
 
+def cure_of_absence(message: str) -> str:
+    """What to do about a 404 that answers a write."""
+    found = re.match(r'namespaces "([^"]+)" not found', message)
+    return f"make it first: kubectl create namespace {found[1]}" if found else ""
+
+
 def _admission(message: str, where: str) -> AdmissionRefused | None:
     """Webhooks answer with any code, so their words decide."""
     if found := _WEBHOOK.search(message):

@@ -237,6 +237,48 @@ def test_a_namespace_that_was_there_is_used_and_never_changed_or_deleted(server:
     assert live(server, "Namespace", "ml") == before
 
 
+def ray_job(name: str = "nightly") -> Object:
+    meta = {"name": name, "namespace": "ml", "labels": mixed()[0]["metadata"]["labels"]}
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": meta, "spec": {"entrypoint": "true"}}
+
+
+def test_a_part_of_a_cluster_deletes_nothing_of_the_rest(server: StandInApi, api: k8s.Api) -> None:
+    """A job is brought in by itself, and stays when the rest is applied again."""
+    bring(api, mixed())
+    planned = bring(api, [ray_job()])
+    assert verbs(planned) == {"create": ["RayJob"]}
+    assert "nothing else is deleted" in planned.notes[0]
+    assert verbs(bring(api, mixed()))["keep"] == ["RayJob"]
+    assert len(there(server)) == 12
+    k8s.remove(api, k8s.plan_removal(api, [ray_job()], cluster="llm"))
+    assert ("RayJob", "nightly") not in there(server)
+    assert len(there(server)) == 11
+
+
+def node_pool(name: str) -> Object:
+    return {
+        "apiVersion": "karpenter.sh/v1",
+        "kind": "NodePool",
+        "metadata": {"name": name},
+        "spec": {"limits": {"cpu": 8}},
+    }
+
+
+def test_two_clusters_of_one_name_in_two_namespaces_leave_each_others_node_pools_alone(
+    slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(StandInApi(Cluster(kinds=CORE_KINDS + RAY_KINDS + OTHER_KINDS))) as server:
+        api = connect(server, slept, tmp_path, monkeypatch)
+        production = [*mixed(namespace="production"), node_pool("llm-serve"), node_pool("llm-train")]
+        bring(api, production)
+        staging = [*mixed(namespace="staging"), node_pool("llm-staging")]
+        assert "delete" not in verbs(bring(api, staging))
+        with pytest.raises(NotOurs, match="cluster of the same name in namespace production"):
+            k8s.plan(api, [*staging, node_pool("llm-serve")], cluster="llm")
+        k8s.remove(api, k8s.plan_removal(api, staging, cluster="llm", with_data=True))
+        assert k8s.plan(api, production, cluster="llm").pending == 0
+
+
 def test_four_that_apply_at_once_make_one_of_each(server: StandInApi, api: k8s.Api) -> None:
     """Two pipelines at the same moment do no harm: an apply says the whole of what is wanted."""
     with ThreadPoolExecutor(4) as pool:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = (5.0, 30.0)  # connect, read; a webhook may take 30 s, and the server then answers for it
 PAGE = 500  # objects in one answer to a list, what kubectl asks for
+LISTINGS = 5  # how often a list is begun again when its pages expire
 
 
 class WriteRaced(KubernetesError):
@@ -152,6 +153,14 @@ class Api:
         if self.resource(api_version, kind) is None:
             return []
         ref = Ref(api_version, kind, namespace, "")
+        for _ in range(LISTINGS):
+            try:
+                return self._pages(ref, labels=labels, fields=fields)
+            except Gone:  # the pages' snapshot is too old by now: from the start
+                continue
+        raise KubernetesError("its lists expire before they are read", where=f"{kind}s", do="run it again")
+
+    def _pages(self, ref: Ref, *, labels: str, fields: str) -> list[Object]:
         objects: list[Object] = []
         token: str | None = None
         while True:
@@ -161,13 +170,8 @@ class Api:
                 "limit": PAGE,
                 "_continue": token,
             }
-            try:
-                page = self._request("get", self._path(ref), self._asked("list", ref), absent={}, **query)
-            except Gone:  # the pages' snapshot is too old by now: from the start
-                objects, token = [], None
-                continue
-            # Entries of a list do not carry what their list says.
-            objects += [{"apiVersion": api_version, "kind": kind, **entry} for entry in page.get("items", [])]
+            page = self._request("get", self._path(ref), self._asked("list", ref), absent={}, **query)
+            objects += _entries(page, ref)
             token = page.get("metadata", {}).get("continue")
             if not token:
                 return objects
@@ -239,7 +243,7 @@ class Api:
         page = self._request(
             "get", self._path(space), self._asked("list", ref), field_selector=f"metadata.name={ref.name}"
         )
-        found = [{"apiVersion": ref.api_version, "kind": ref.kind, **entry} for entry in page.get("items", [])]
+        found = _entries(page, ref)
         return (found[0] if found else None), page["metadata"]["resourceVersion"]
 
     def _events(self, ref: Ref, version: str, seconds: int) -> Iterator[dict[str, Any]]:
@@ -314,7 +318,7 @@ class Api:
             try:
                 return once()
             except ApiException as error:
-                status = refusal.read_status(error.status, error.body)
+                status = refusal.read_status(error.status, error.body or error.reason)
                 if not refusal.passes(status):
                     raise self._refused(status, asked) from error
                 retry_after = refusal.retry_after_s(error.headers, status)
@@ -377,6 +381,11 @@ class _NoDiscovery:
 
     def __init__(self, client: Any, cache_file: str | None) -> None:  # Any: the client's own signature
         pass
+
+
+def _entries(page: Object, ref: Ref) -> list[Object]:
+    """The objects of a list. They do not carry what their list says."""
+    return [{"apiVersion": ref.api_version, "kind": ref.kind, **entry} for entry in page.get("items", [])]
 
 
 def _json_lines(response: Any) -> Iterator[dict[str, Any]]:  # Any: urllib3's response

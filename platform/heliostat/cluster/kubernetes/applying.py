@@ -19,6 +19,7 @@ from heliostat.cluster.kubernetes import refusal
 from heliostat.cluster.kubernetes.api import Api, Conflicted, Resource, WriteRaced
 from heliostat.cluster.kubernetes.diff import Change, Ownership, compare
 from heliostat.cluster.kubernetes.objects import (
+    BY_NAME,
     FIELD_MANAGER,
     LABEL_CLUSTER,
     LABEL_MANAGED_BY,
@@ -26,8 +27,10 @@ from heliostat.cluster.kubernetes.objects import (
     Object,
     Ref,
     check_objects,
+    home_of,
     in_order,
     is_ours,
+    is_whole,
     namespaces_of,
     owner_of,
     rank,
@@ -88,7 +91,8 @@ def plan(
     Raises UsageError, KindMissing with all the kinds, NotOurs with all the objects, Forbidden, AdmissionRefused.
     Conflicts over fields are in the plan, with what `take_over` would make of them.
     """
-    objects = in_order([stamped(thing, cluster) for thing in _checked(api, manifests, cluster)])
+    home = next(iter(namespaces_of(_checked(api, manifests, cluster))), "")
+    objects = in_order([stamped(thing, cluster, home) for thing in manifests])
     new_namespaces = _new_namespaces(api, objects)
     steps, strangers = [], []
     for thing in objects:
@@ -98,6 +102,10 @@ def plan(
             strangers.append(error)
     if strangers:
         raise _all_not_ours(strangers)
+    if not is_whole(objects):
+        return Plan(
+            cluster, tuple(steps), ("without its RayCluster this is a part: nothing else is deleted",), take_over
+        )
     leftovers, notes = _leftovers(api, cluster, objects, keep=objects, with_data=with_data)
     return Plan(cluster, (*steps, *leftovers), tuple(notes), take_over)
 
@@ -129,9 +137,15 @@ def apply(api: Api, planned: Plan, *, progress: Progress = lambda _: None) -> No
 
 
 def plan_removal(api: Api, manifests: Sequence[Object], *, cluster: str, with_data: bool = False) -> Plan:
-    """What taking the cluster down would delete: all that we own in the manifests' namespaces, workloads first."""
+    """What taking the cluster down would delete: all that we own in the manifests' namespaces, workloads first.
+
+    Manifests that are a part of a cluster, without its RayCluster, take themselves down and nothing else.
+    """
     objects = check_objects(manifests)
     steps, notes = _leftovers(api, cluster, objects, keep=(), with_data=with_data, removal=True)
+    if not is_whole(objects):
+        named = {_identity(ref_of(thing)) for thing in objects}
+        steps = [step for step in steps if _identity(step.change.ref) in named]
     seen = {_identity(step.change.ref) for step in steps}
     for thing in in_order(objects):
         ref = ref_of(thing)
@@ -239,7 +253,7 @@ def _attempt(api: Api, thing: Object, ref: Ref, cluster: str, *, take_over: bool
         if live is not None and ref.kind == "Namespace" and owner_of(live) is None:
             return _Tried(live, live, kept=True)
         if live is not None:
-            _refuse_strangers(live, ref, cluster, take_over=take_over)
+            _refuse_strangers(live, thing, cluster, take_over=take_over)
             if live["metadata"].get("deletionTimestamp"):  # what is written to it now would go with it
                 raise KubernetesError("it is being deleted", where=str(ref), do="wait until it is gone, then run again")
         wanted = with_live_scale(thing, live)
@@ -263,8 +277,11 @@ def _attempt(api: Api, thing: Object, ref: Ref, cluster: str, *, take_over: bool
     raise raced or WriteRaced("it changes faster than it can be written", where=str(ref))
 
 
-def _refuse_strangers(live: Object, ref: Ref, cluster: str, *, take_over: bool) -> None:
-    owner = owner_of(live)
+def _refuse_strangers(live: Object, wanted: Object, cluster: str, *, take_over: bool) -> None:
+    ref, owner = ref_of(wanted), owner_of(live)
+    if owner == cluster and home_of(live) != home_of(wanted):
+        place = f"of the same name in namespace {home_of(live)}"
+        raise NotOurs(f"{ref} belongs to the cluster {place}", do="give this cluster another name")
     if owner == cluster or (owner is None and take_over):
         return
     if owner is None:
@@ -379,7 +396,7 @@ def _ours_of_kind(api: Api, cluster: str, api_version: str, kind: str, namespace
     selector = f"{LABEL_CLUSTER}={cluster},{LABEL_MANAGED_BY}={FIELD_MANAGER}"
     for namespace in namespaces if resource.namespaced else ("",):
         for thing in api.find(api_version, kind, namespace=namespace, labels=selector):
-            if is_ours(thing, cluster):
+            if is_ours(thing, cluster) and home_of(thing) in namespaces:
                 yield thing
 
 
@@ -389,11 +406,13 @@ def _identity(ref: Ref) -> tuple[str, ...]:
 
 
 def _deletion(api: Api, ref: Ref, cluster: str, *, with_data: bool, removal: bool) -> Change:
+    if ref.kind in BY_NAME and not removal:
+        return Change("keep", ref, note="brought in by itself; it goes with heliostat down")
     if ref.kind == "PersistentVolumeClaim" and not with_data:
         return Change("keep", ref, note="it holds data: --with-data deletes it")
     if ref.kind == "Namespace":
         if not removal:
-            return Change("keep", ref, note="no longer rendered; a namespace goes with heliostat down")
+            return Change("keep", ref, note="not rendered; a namespace goes with heliostat down")
         if not with_data:
             return Change("keep", ref, note="volume claims in it would go too: --with-data deletes it")
         if guests := _guests(api, ref.name, cluster):

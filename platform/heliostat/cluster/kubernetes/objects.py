@@ -19,6 +19,7 @@ Object = dict[str, Any]  # Any: what the YAML says; the API server holds the sch
 
 FIELD_MANAGER = "heliostat"
 LABEL_CLUSTER = "heliostat.io/cluster"
+LABEL_HOME = "heliostat.io/namespace"  # on what lies in no namespace: whose of two clusters of one name it is
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 
 # What stands earlier is needed by what stands later: a pod cannot start without its namespace, account, secret and
@@ -43,6 +44,9 @@ _FIRST = (
     "PodDisruptionBudget",
 )
 _LAST = ("Deployment", "RayCluster", "RayService", "RayJob", "RayCronJob")
+
+# Other renderings of a definition, brought in by themselves: that they are missing from one says nothing.
+BY_NAME = ("RayService", "RayJob", "RayCronJob")
 
 # Where objects of ours may lie that are no longer rendered. A kind that the server lacks is passed over.
 OWNED_KINDS: tuple[tuple[str, str], ...] = (
@@ -134,11 +138,19 @@ def is_ours(thing: Object, cluster: str) -> bool:
     return owner_of(thing) == cluster and applied_fields(thing) is not None and not controlled
 
 
-def stamped(thing: Object, cluster: str) -> Object:
+def home_of(thing: Object) -> str:
+    """The namespace of the cluster that the object is a part of, also for what lies in none itself."""
+    meta = thing["metadata"]
+    return str(meta.get("namespace") or (meta.get("labels") or {}).get(LABEL_HOME, ""))
+
+
+def stamped(thing: Object, cluster: str, home: str) -> Object:
     """A copy with the owner labels."""
     made = copy.deepcopy(thing)
     labels = made["metadata"].setdefault("labels", {})
     labels.update({LABEL_CLUSTER: cluster, LABEL_MANAGED_BY: FIELD_MANAGER})
+    if home and not made["metadata"].get("namespace"):
+        labels[LABEL_HOME] = home
     return made
 
 
@@ -217,6 +229,11 @@ def cluster_of(objects: Sequence[Object]) -> str:
         found = f"name several clusters: {', '.join(names)}" if names else f"do not carry the label {LABEL_CLUSTER}"
         raise UsageError(f"the manifests {found}", do="apply what heliostat render made, one cluster at a time")
     return check_name(names[0], what="cluster name")
+
+
+def is_whole(objects: Iterable[Object]) -> bool:
+    """Whether this is all of a cluster, so that what is missing from it is no longer wanted."""
+    return any(thing["kind"] == "RayCluster" for thing in objects)
 
 
 def namespaces_of(objects: Iterable[Object]) -> list[str]:

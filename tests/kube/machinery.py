@@ -333,7 +333,8 @@ class Cluster:
             held = {path for entry in others for path in from_fields(entry["fieldsV1"])}
             before = from_fields(mine["fieldsV1"]) if mine else set()
             for path in sorted(before - paths - held, key=len, reverse=True):
-                remove_at(new, path)
+                if not any(other[: len(path)] == path for other in held | paths):  # an empty map that is filled by now
+                    remove_at(new, path)
             new["metadata"]["managedFields"] = [e for e in others if e["fieldsV1"]]
             if mine is None or from_fields(mine["fieldsV1"]) != paths:
                 mine = self._entry(kind, manager, "Apply", paths)

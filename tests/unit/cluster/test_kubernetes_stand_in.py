@@ -1,22 +1,26 @@
 """The contract of the stand-in API: its answers, pinned against shapes that Kubernetes documents.
 
 The Status objects are those that apimachinery's `pkg/api/errors` and `managedfields/internal/conflict.go` make; the
-rules of ownership are those of the Server-Side Apply page; watches and expired versions those of the API concepts page.
-Spoken to by plain HTTP, so that nothing of the client under test is in it.
+rules of ownership are those of the Server-Side Apply page, and recordings of the library behind it; watches and expired
+versions those of the API concepts page. Spoken to by plain HTTP, so that nothing of the client under test is in it.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.kube.machinery import CORE_KINDS, Cluster, Object, webhook_denied
+from tests.kube.machinery import CORE_KINDS, Cluster, Object, Refusal, owned_part, webhook_denied
+from tests.kube.record.scenarios import held
 from tests.kube.stand_in_api import TOKEN, Fault, StandInApi, running
 
+RECORDED = Path(__file__).parents[2] / "golden" / "server-side-apply.json"
 MAPS = "/api/v1/namespaces/ml/configmaps"
 RAYS = "/apis/ray.io/v1/namespaces/ml/rayclusters"
 APPLY = "application/apply-patch+yaml"
@@ -347,3 +351,55 @@ def test_a_broken_connection_breaks_before_or_after_the_write(
     with pytest.raises(httpx.TransportError):
         put({})
     assert http.get(f"{MAPS}/test-cm").status_code == (200 if what == "lose" else 404)
+
+
+def tidy(value: Any) -> Any:
+    """Without empty maps and nulls: the library leaves a null where the last entry went, the API server drops it."""
+    if isinstance(value, dict):
+        return {key: kept for key, inner in value.items() if (kept := tidy(inner)) not in (None, {})}
+    return value
+
+
+def replayed(cluster: Cluster, one: Object) -> list[list[str]]:
+    """One recorded operation on the stand-in. Returns the conflicts."""
+    kind, sent = cluster.kind("ConfigMap"), copy.deepcopy(one["object"])
+    meta = {"name": "x", "namespace": "ml", **sent.pop("metadata", {})}
+
+    def replace(thing: Object) -> None:
+        for key in set(thing) - {"apiVersion", "kind", "metadata"}:
+            del thing[key]
+        thing["metadata"].pop("labels", None)
+        thing["metadata"].update(meta)
+        thing.update(sent)
+
+    if one["op"] == "Update":
+        cluster.update(kind, "ml", "x", replace, manager=one["manager"])
+        return []
+    try:
+        body = {**sent, "metadata": meta}
+        cluster.apply(kind, "ml", "x", body, manager=one["manager"], force=one["force"], dry_run=False)
+    except Refusal as refusal:
+        causes = refusal.status["details"]["causes"]
+        return sorted([cause["message"].split('"')[1], cause["field"]] for cause in causes)
+    return []
+
+
+def test_conflicts_values_and_ownership_are_what_kubernetes_own_library_says() -> None:
+    """150 recorded scenarios of two appliers and two updaters; how they were recorded stands in tests/kube/record."""
+    scenarios = json.loads(RECORDED.read_text())
+    conflicts = 0
+    for number, operations in enumerate(scenarios):
+        cluster = Cluster()
+        cluster.update(cluster.kind("Namespace"), "", "ml", lambda _: None, manager="kubectl")
+        for one in operations:
+            assert replayed(cluster, one) == one["conflicts"], f"scenario {number}: {one}"
+            conflicts += len(one["conflicts"])
+            live = cluster.read(cluster.kind("ConfigMap"), "ml", "x")
+            assert tidy(owned_part(live)) == tidy(one["live"] or {}), f"scenario {number}: {one}"
+            entries = live["metadata"].get("managedFields", [])
+            found = {f"{e['manager']}/{e['operation']}": held(e["fieldsV1"]) for e in entries}
+            assert {name: leaves for name, leaves in found.items() if leaves} == one["held"], (
+                f"scenario {number}: {one}"
+            )
+    assert len(scenarios) == 150
+    assert conflicts > 50

@@ -37,7 +37,7 @@ from heliostat.cluster.kubernetes.objects import (
     ref_of,
     stamped,
 )
-from heliostat.cluster.kubernetes.scale import autoscaler_only, with_live_scale
+from heliostat.cluster.kubernetes.scale import autoscaler_only, only_hold_differs, with_live_scale
 from heliostat.errors import ClusterError, FieldConflict, Forbidden, KubernetesError, NotOurs, UsageError
 
 Progress = Callable[[str], None]
@@ -227,6 +227,8 @@ def _step(api: Api, thing: Object, cluster: str, *, new_namespaces: frozenset[st
     change = compare(ref, tried.live, tried.result)
     if change.verb == "same" and tried.conflicts:
         change = replace(change, verb="change")
+    elif not change.fields and not tried.conflicts and only_hold_differs(tried.live, tried.result):
+        change = Change("same", ref)
     return Step(replace(change, conflicts=tried.conflicts), thing)
 
 

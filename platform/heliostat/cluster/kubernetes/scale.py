@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterable
 
 from heliostat.cluster.kubernetes.diff import Ownership
-from heliostat.cluster.kubernetes.objects import Object
+from heliostat.cluster.kubernetes.objects import Object, applied_fields
 
 _GROUPS = ".spec.workerGroupSpecs"
 # Ray's autoscaler sends no field manager, so the server takes the client's name: the `requests` library's.
@@ -43,6 +43,17 @@ def with_live_scale(wanted: Object, live: Object | None) -> Object:
     if live is not None:
         made["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"]
     return made
+
+
+def only_hold_differs(live: Object, result: Object) -> bool:
+    """Whether an apply would change nothing but who holds the list of groups, which goes back and forth for ever."""
+    return is_autoscaled(result) and _beside_groups(live) == _beside_groups(result)
+
+
+def _beside_groups(thing: Object) -> Object:
+    fields = copy.deepcopy(applied_fields(thing) or {})
+    fields.get("f:spec", {}).pop("f:workerGroupSpecs", None)
+    return fields
 
 
 def autoscaler_only(wanted: Object, owners: Iterable[Ownership]) -> bool:

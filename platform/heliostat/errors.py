@@ -17,6 +17,13 @@
       GateRefused          a candidate did not pass the gate of its application
       ClusterError
         PortInUse  ClusterNotUp  ClusterBusy  NodeFailed
+        KubernetesError    the Kubernetes API server refused, or did not answer
+          Forbidden          a permission (RBAC) is missing
+          KindMissing        the server does not know a kind: its CRD is not installed
+          FieldConflict      another manager owns a field that is to change
+          NotOurs            an object of that name belongs to somebody else
+          AdmissionRefused   a webhook, a quota or a policy said no
+          NotReady           applied, but not ready within its time; says why
       JobError
         JobFailed
       AppError
@@ -169,6 +176,34 @@ class ClusterBusy(ClusterError):
 
 class NodeFailed(ClusterError):
     """A worker node did not start, or ended by itself."""
+
+
+class KubernetesError(ClusterError):
+    """The Kubernetes API server refused a request, or did not answer after all retries."""
+
+
+class Forbidden(KubernetesError):
+    """The caller lacks a permission; `do` holds the RBAC rule that grants it."""
+
+
+class KindMissing(KubernetesError):
+    """The API server does not know a kind: its CRD is not installed."""
+
+
+class FieldConflict(KubernetesError):
+    """Another field manager owns fields that are to change; nothing was changed."""
+
+
+class NotOurs(KubernetesError):
+    """An object of that name exists and this cluster does not own it; nothing was changed."""
+
+
+class AdmissionRefused(KubernetesError):
+    """An admission webhook, a quota or a policy refused the object; its own words are passed on."""
+
+
+class NotReady(KubernetesError):
+    """Applied, but not ready within its time; the message lists the causes."""
 
 
 class JobError(HeliostatError):

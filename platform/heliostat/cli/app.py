@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heliostat.cli import apply as on_kubernetes
 from heliostat.cli import render as rendering
 from heliostat.cli.plan import plan
 from heliostat.show import print_cost, print_json, print_progress, print_table
@@ -50,8 +51,20 @@ def up(
 
 
 @app.command()
-def down(cluster: Cluster = None) -> None:
-    """End every process the cluster started, and nothing else. The store's data stays."""
+def down(
+    manifests: on_kubernetes.OptionalManifests = None,
+    cluster: Cluster = None,
+    context: on_kubernetes.Context = None,
+    with_data: on_kubernetes.WithData = False,
+    yes: on_kubernetes.Yes = False,
+) -> None:
+    """End every process the embedded cluster started, and nothing else. The store's data stays.
+
+    With manifests: delete what was applied from them to Kubernetes, and nothing else. Volume claims stay.
+    """
+    if manifests:
+        on_kubernetes.down(manifests, cluster=cluster, context=context, with_data=with_data, yes=yes)
+        return
     from heliostat.cluster import embedded
     from heliostat.settings import current_cluster
 
@@ -63,6 +76,8 @@ def down(cluster: Cluster = None) -> None:
 app.command()(rendering.render)
 app.command()(rendering.schema)
 app.command()(rendering.preview)
+app.command()(on_kubernetes.diff)
+app.command()(on_kubernetes.apply)
 
 
 @app.command()

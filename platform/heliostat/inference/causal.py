@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.utils.logging import disable_progress_bar
 
 
 class SlotModel:
@@ -78,6 +79,7 @@ class SlotModel:
 
 def load_causal(folder: Path, device: torch.device) -> PreTrainedModel:
     """A model saved with save_pretrained, from safetensors and this machine alone; no code of the model's own runs."""
+    disable_progress_bar()  # a replica's log is no terminal
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,

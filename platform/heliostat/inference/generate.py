@@ -349,9 +349,9 @@ class TokenRunner:
             finish = "stop"
         elif text.made == text.sampling.max_tokens:
             finish = "length"
+        if finish is not None:  # first, so that the slot is free and counted when the reader knows
+            self._end(text, None, finished=True)
         _deliver(text, Step(token, finish))
-        if finish is not None:
-            self._end(text, None)
 
     def _random(self, text: _Text) -> torch.Generator:
         import torch
@@ -364,14 +364,14 @@ class TokenRunner:
                 text.random.manual_seed(text.sampling.seed)
         return text.random
 
-    def _end(self, text: _Text, problem: Exception | None) -> None:
+    def _end(self, text: _Text, problem: Exception | None, *, finished: bool = False) -> None:
         """Free the slot; a problem is told to whoever reads."""
         with self._changed:
             if text not in self._running:
                 return
             self._running.remove(text)
             self._free.append(text.slot)
-            if problem is None and not text.left:
+            if finished:
                 self._mean_made = self._mean_made * 0.9 + text.made * 0.1 if self._mean_made else float(text.made)
         if problem is not None:
             _deliver(text, problem)

@@ -224,3 +224,21 @@ def test_request_ids_come_back_once_through_the_front(platform: Platform, apps: 
     made = httpx.get(url, headers=headers(platform), timeout=60).headers.get_list("x-request-id")
     assert len(made) == 1
     assert made[0]
+
+
+def test_the_access_log_is_in_the_replicas_own_file(platform: Platform, apps: dict[str, Artifact]) -> None:
+    record = embedded.read_record(NAME)
+    assert record is not None
+    url = f"{platform.apps.url('embeddings')}/v1/models"
+
+    def lines() -> list[str]:
+        # Serve writes its log in blocks, so more requests push out the first one.
+        httpx.get(url, headers={**headers(platform), "X-Request-Id": "look-for-me"}, timeout=60)
+        files = Path(record.temp_dir).rglob("session_*/logs/serve/*.log")
+        return [
+            line for file in files for line in file.read_text(errors="replace").splitlines() if "look-for-me" in line
+        ]
+
+    deadline = time.monotonic() + 60
+    while not any("GET /embeddings/v1/models 200 ms=" in line for line in lines()):
+        assert time.monotonic() < deadline

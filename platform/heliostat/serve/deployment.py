@@ -69,6 +69,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 @serve.deployment(name="model", health_check_period_s=2, graceful_shutdown_timeout_s=10)
 class ModelDeployment:
     def __init__(self, arguments: AppArguments) -> None:
+        _log_where_serve_does()
         self._arguments = arguments
         self._settings: Settings = load()
         self._store = Store.connect(self._settings.store)
@@ -215,6 +216,15 @@ def _import(recipe: str) -> type[Recipe]:
             do="write module:Class of a subclass of TextModel, ImageModel, EmbeddingModel or TextGenerator",
         )
     return found
+
+
+def _log_where_serve_does() -> None:
+    """Our lines, the access log among them, go into the replica's own file of Serve, by way of its handlers."""
+    ours = logging.getLogger("heliostat")
+    ours.setLevel(logging.INFO)
+    for handler in logging.getLogger("ray.serve").handlers:
+        if handler not in ours.handlers:
+            ours.addHandler(handler)
 
 
 def _replica_id() -> str:

@@ -150,6 +150,20 @@ class ItemsApi:
         values, single = await self._values(sent)
         loaded, outcomes = await self._service.run(values, exchange, large=len(sent.body) > INLINE_BYTES)
         answers = [_present(loaded.model, outcome, exchange) for outcome in outcomes]
+        try:
+            return self._respond(loaded, answers, exchange, single=single)
+        except (ValueError, TypeError):  # NaN, or what JSON does not know: whose is found and fails alone
+            answers = [_finite(answer, exchange) for answer in answers]
+            return self._respond(loaded, answers, exchange, single=single)
+
+    def _respond(
+        self,
+        loaded: Loaded[ItemModel[Any, Any]],
+        answers: Sequence[dict[str, Any] | RequestError],
+        exchange: Exchange,
+        *,
+        single: bool,
+    ) -> Response:
         if single:
             if isinstance(answers[0], RequestError):
                 raise answers[0].at(loaded.model.field)
@@ -250,10 +264,20 @@ def _present(model: ItemModel[Any, Any], outcome: Outcome[Any], exchange: Exchan
     if isinstance(outcome, RequestError):
         return outcome
     try:
-        answer = model.present(outcome)
-        json.dumps(answer, allow_nan=False)
-    except Exception:  # NaN, or the recipe's own
+        return model.present(outcome)
+    except Exception:  # the recipe's own
         log.exception("a result cannot be presented, request %s", exchange.request_id)
+        return model_failed()
+
+
+def _finite(answer: dict[str, Any] | RequestError, exchange: Exchange) -> dict[str, Any] | RequestError:
+    """The answer, or an error where it cannot be said in JSON."""
+    if isinstance(answer, RequestError):
+        return answer
+    try:
+        json.dumps(answer, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        log.error("a result cannot be said in JSON, request %s: %s", exchange.request_id, error)
         return model_failed()
     return answer
 

@@ -42,6 +42,7 @@ keep_replica_on_loopback()
 
 WATCH_S = 0.5
 REPORT_S = 2.0
+USE_S = 30.0  # how often teams' use goes to the meter, as sums of this replica's life; a kill loses no more
 KEYS_S = 5.0  # a revoked key opens nothing after this long
 
 
@@ -150,12 +151,16 @@ class ModelDeployment:
 
     def _watch(self) -> None:
         told, told_at = (self._artifact.version, self._error), 0.0
-        keys_at = time.monotonic()
+        keys_at = use_at = time.monotonic()
+        used = self._teams()
         while not self._stop.wait(WATCH_S):
             self._take_over()
             if self._arguments.keys and time.monotonic() - keys_at > KEYS_S:
                 keys_at = time.monotonic()
                 self._refresh_keys()
+            if time.monotonic() - use_at > USE_S and self._teams() != used:
+                use_at, used = time.monotonic(), self._teams()
+                self._emit("team_use", teams=used)
             news = (self._artifact.version, self._error)
             if news != told or time.monotonic() - told_at > REPORT_S:
                 try:

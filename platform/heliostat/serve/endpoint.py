@@ -108,8 +108,9 @@ class Endpoint:
             return describe(self._app, self._api, page=path == "/docs")
         operation = self._find(request.method, path)
         read_deadline(exchange, request.headers)
-        body = await read_body(request, self._api.max_body_bytes) if operation.method == "POST" else b""
+        body = b""
         if operation.method == "POST":
+            body = await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s)
             self._admit()
         response = await operation.handler(Sent(body, request.headers.get("content-type", "")), exchange)
         if operation.method == "POST" and not isinstance(response, StreamingResponse):

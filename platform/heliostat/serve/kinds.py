@@ -30,4 +30,8 @@ def warm_up(model: Recipe) -> None:
         for result in model.forward([model.prepare(value) for value in model.examples]):
             json.dumps(model.present(result), allow_nan=False)
     if isinstance(model, TextGenerator):
-        model.engine.warm_up(model.encode("The"))
+        try:
+            model.engine.warm_up(model.encode("The"))
+        except BaseException:
+            model.engine.close()
+            raise

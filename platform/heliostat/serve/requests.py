@@ -5,6 +5,7 @@ Nothing here knows a model. What cannot be used is refused with a RequestError b
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -93,16 +94,22 @@ def request_id(sent: str | None) -> str:
     return sent if sent is not None and _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises RequestError 413 as soon as it is known to be larger, without taking the rest."""
+async def read_body(request: Request, limit_bytes: int, *, deadline_s: float) -> bytes:
+    """The whole body. Raises RequestError 413 as soon as it is known to be larger, without taking the rest, and 408
+    where it has not come by the deadline: a client that sends nothing must not hold its place for ever.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise _too_large(f"{int(declared)} bytes", limit_bytes)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise _too_large(f"more than {limit_bytes} bytes", limit_bytes)
+    try:
+        async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise _too_large(f"more than {limit_bytes} bytes", limit_bytes)
+    except TimeoutError as late:
+        raise RequestError(408, "body_too_slow", f"{len(body)} bytes came before the deadline", "send again") from late
     return bytes(body)
 
 

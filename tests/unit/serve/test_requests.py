@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
 from heliostat.errors import AppError
 from heliostat.serve.errors import RequestError
-from heliostat.serve.fit import check_fit
+from heliostat.serve.fit import check_fit, memory_limit
 from heliostat.serve.recipe import check_text
 from heliostat.serve.requests import open_exchange, read_body, read_deadline, read_json, request_id
 
@@ -30,7 +32,7 @@ def body_of(chunks: list[bytes], *, limit: int, declared: str | None = None) -> 
 
     headers = [] if declared is None else [(b"content-length", declared.encode())]
     request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
-    return asyncio.run(read_body(request, limit)), taken
+    return asyncio.run(read_body(request, limit, deadline_s=time.monotonic() + 10)), taken
 
 
 def test_a_body_within_the_limit_is_whole() -> None:
@@ -47,6 +49,17 @@ def test_a_body_beyond_the_limit_is_refused_before_the_rest_arrives() -> None:
 def test_a_body_that_says_that_it_is_too_large_is_not_read_at_all(declared: str) -> None:
     with pytest.raises(RequestError, match=declared):
         body_of([b"abcde"], limit=4, declared=declared)
+
+
+def test_a_body_that_does_not_come_is_given_up_at_the_deadline() -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with pytest.raises(RequestError) as raised:
+        asyncio.run(read_body(request, 4, deadline_s=time.monotonic() + 0.01))
+    assert raised.value.status == 408
 
 
 @pytest.mark.parametrize("sent", ["a", "0c3-4f.Z:_", "x" * 128])
@@ -131,6 +144,10 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers() -> None:
     check_fit(10**15, None, what="on a CPU")
     with pytest.raises(AppError, match=r"m v1 needs 40\.0 GiB .* 24\.0 GiB are free"):
         check_fit(40 * 2**30, 24 * 2**30, what="m v1")
+
+
+def test_a_cpu_has_no_limit_that_would_refuse_a_model() -> None:
+    assert memory_limit(torch.device("cpu"), gpus=1) is None
 
 
 def test_nan_is_called_by_its_name() -> None:

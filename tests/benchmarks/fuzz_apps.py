@@ -285,7 +285,7 @@ async def judge(served: Served, request: Request, expected: bytes | None, tally:
     tally.inputs += 1
     try:
         async with asyncio.timeout(0.005 if request.cancelled else LIMIT_S):
-            status, headers, body = await send(served.endpoint.asgi, request)
+            status, headers, body = await send(served.endpoint, request)
     except TimeoutError:
         tally.statuses["cancelled"] += 1
         if not request.cancelled:
@@ -363,7 +363,7 @@ async def fuzz(inputs: int, seed: int, progress: Callable[[str], None] = lambda 
     for request in (one for one in requests if one.whole):
         key = (request.app, request.path, request.chunks[0])
         if key not in expected:  # alone, before anything is broken
-            expected[key] = (await send(served[request.app].endpoint.asgi, request))[2]
+            expected[key] = (await send(served[request.app].endpoint, request))[2]
     try:
         for start in range(0, inputs, 500):
             await asyncio.gather(*(one(request) for request in requests[start : start + 500]))

@@ -2,7 +2,7 @@
 
 In this order: id, key, operation, deadline, body within its limit, admission, the API's own handler. Whatever goes
 wrong is answered in one form (errors.py). Every response carries X-Request-Id and the version and digest of the model.
-It runs in any ASGI server (`asgi`) as well as in a Serve replica, so the tests drive what is deployed.
+It runs in any ASGI server as well as in a Serve replica, so the tests drive what is deployed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Endpoint:
         self._max_queue_s = max_queue_s
         self.counts = Counts()
 
-    async def asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application for any ASGI server; requests alone, no websockets."""
         request = Request(scope, receive)
         response = await self.answer(request)

@@ -20,7 +20,7 @@ class Client:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[httpx.AsyncClient]:
-        transport = httpx.ASGITransport(app=self.served.endpoint.asgi)
+        transport = httpx.ASGITransport(app=self.served.endpoint)
         async with httpx.AsyncClient(transport=transport, base_url="http://app", timeout=30) as client:
             yield client
 

@@ -43,7 +43,7 @@ class _Broken:
         self._what = what
         self.endpoint = self
 
-    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if isinstance(self._what, Exception):
             raise self._what
         await self._what(scope, receive, send)

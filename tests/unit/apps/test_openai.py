@@ -25,7 +25,7 @@ TEXTS = [f"a text of its own, number {n}" for n in range(5)]
 
 @asynccontextmanager
 async def official(client: Client) -> AsyncIterator[openai.AsyncOpenAI]:
-    transport = httpx2.ASGITransport(app=client.served.endpoint.asgi)
+    transport = httpx2.ASGITransport(app=client.served.endpoint)
     async with httpx2.AsyncClient(transport=transport) as http:
         yield openai.AsyncOpenAI(base_url="http://app/v1", api_key="none", http_client=http, max_retries=0)
 

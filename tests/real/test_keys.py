@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from heliostat.cli.app import app
 from heliostat.errors import UsageError
 from heliostat.serve.keys import Caller, KeyRing, create_key, list_keys, read_keys, revoke_key
+from heliostat.settings import Settings, save
 from heliostat.store import Store
 
 pytestmark = pytest.mark.real
@@ -30,3 +36,23 @@ def test_a_name_is_taken_once(store: Store) -> None:
     create_key(store, "search", team="a")
     with pytest.raises(UsageError, match="revoke it first"):
         create_key(store, "search", team="b")
+
+
+def test_the_command_line_makes_lists_and_revokes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        cluster="test", dashboard_url="", gcs_address="", serve_url="", store=store.settings, spool=tmp_path / "spool"
+    )
+    save(settings, tmp_path / "settings.json")
+    monkeypatch.setenv("HELIOSTAT_SETTINGS", str(tmp_path / "settings.json"))
+    run = CliRunner().invoke
+    made = run(app, ["key", "create", "search", "--team", "search-team", "--application", "intents"])
+    assert made.exit_code == 0, made.output
+    key = made.stdout.strip()
+    assert ring(store, "search").caller(f"Bearer {key}") == Caller("search", "search-team")
+    listed = run(app, ["key", "list", "--json"])
+    assert [(one["name"], one["applications"]) for one in json.loads(listed.stdout)] == [("search", ["intents"])]
+    assert key not in listed.stdout
+    assert run(app, ["key", "revoke", "search"]).exit_code == 0
+    assert list_keys(store) == []

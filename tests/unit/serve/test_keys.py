@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from heliostat.definition import Application
+from heliostat.serve.config import serve_config
+from heliostat.serve.desired import DesiredApp
 from heliostat.serve.errors import RequestError
 from heliostat.serve.keys import NOBODY, Caller, KeyRing, StoredKey, key_digest
 
@@ -64,3 +68,21 @@ def test_no_header_but_the_right_one_opens_and_none_raises_anything_else(header:
 def test_no_key_can_be_read_out_of_what_is_stored() -> None:
     assert "hs-search" not in SEARCH.model_dump_json()
     assert "hs-search" not in repr(RING)
+
+
+def test_a_definition_names_keys_and_the_replica_gets_the_names() -> None:
+    spec = Application.model_validate(
+        {
+            "recipe": "serve_apps.embeddings:EmbeddingsApp",
+            "model": "embeddings@production",
+            "group": "serve",
+            "route": "/embeddings",
+            "replicas": "1..1",
+            "keys": ["search", "ads"],
+        }
+    )
+    app = DesiredApp(name="embeddings", spec=spec, package="file:///recipes.zip")
+    (rendered,) = serve_config([app], awake=set(), port=8000)["applications"]
+    assert rendered["args"]["keys"] == ["search", "ads"]
+    with pytest.raises(ValidationError, match="Bearer"):
+        Application.model_validate({**spec.model_dump(), "keys": ["Bearer abc"]})

@@ -179,7 +179,7 @@ def test_the_application_answers_with_the_identity_of_its_model(platform: Platfo
 def test_bad_input_gets_one_clear_error(platform: Platform, app: Artifact, body: object, status: int) -> None:
     answer = ask(platform, body)
     assert answer.status_code == status
-    assert set(answer.json()["error"]) == {"code", "message", "do"}
+    assert set(answer.json()["error"]) == {"type", "code", "message", "param", "request_id"}
     assert ask(platform, {"text": "still fine"}).status_code == 200
 
 

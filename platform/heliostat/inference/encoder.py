@@ -13,7 +13,7 @@ Not here: batching (batching.py), threads (runner.py), training.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -47,13 +47,17 @@ class EncoderConfig:
     @classmethod
     def from_file(cls, path: Path) -> EncoderConfig:
         """Read a Hugging Face config.json; what this encoder cannot compute is refused with ValueError."""
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))  # JSON, narrowed just below
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")), where=str(path))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], *, where: str) -> EncoderConfig:  # Any: JSON, narrowed just below
+        """The values of a Hugging Face config.json; `where` names it in the ValueError."""
         for key, wanted in (("model_type", "bert"), ("hidden_act", "gelu")):
             if values.get(key) != wanted:
-                raise ValueError(f"{path}: {key} is {values.get(key)!r}; PackedEncoder needs {wanted!r}")
+                raise ValueError(f"{where}: {key} is {values.get(key)!r}; PackedEncoder needs {wanted!r}")
         absent = [name for name in _REQUIRED if name not in values]
         if absent:
-            raise ValueError(f"{path}: {', '.join(absent)} missing; take the config.json of a BERT encoder")
+            raise ValueError(f"{where}: {', '.join(absent)} missing; take the config.json of a BERT encoder")
         return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
 
 
@@ -110,6 +114,14 @@ class PackedEncoder(nn.Module):
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(order))
         return pooled[back.to(pooled.device)]
+
+    def load_checkpoint(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the tensors of a BERT checkpoint as they are, without a copy. ValueError where they do not fit."""
+        wanted = {name: tensor for name, tensor in stored.items() if not name.startswith(_UNUSED_IN_CHECKPOINTS)}
+        try:
+            self.load_state_dict(wanted, assign=True)
+        except RuntimeError as problem:
+            raise ValueError(f"the weights are not those of the encoder that config.json says: {problem}") from problem
 
     def _check(self, token_ids: Tensor, lengths: Sequence[int]) -> None:
         if not lengths or min(lengths) < 1 or sum(lengths) != token_ids.numel() or token_ids.dim() != 1:

@@ -1,6 +1,6 @@
 """One thread that owns a model and runs it on whatever waits, while an event loop goes on taking requests.
 
-An `await submit(...)` puts token ids into the queue; the thread takes what is there as soon as the model is free (no
+An `await submit(...)` puts an item into the queue; the thread takes what is there as soon as the model is free (no
 timer collects a batch: under load the queue fills while the model runs), calls forward, and hands the results back to
 the loop. A PyTorch forward lets go of the interpreter's lock, so the loop keeps answering meanwhile.
 
@@ -15,14 +15,17 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from heliostat.inference.batching import Batch, Item, TokenBatcher
 
 R = TypeVar("R")
 
-Forward = Callable[[Sequence[Sequence[int]]], Sequence[R]]
-"""A model as the runner sees it: the token ids of some texts -> one result for each, in the same order."""
+Work = Any
+"""What a model takes of one item: a text's token ids, an image's tensor. The runner only carries it."""
+
+Forward = Callable[[Sequence[Work]], Sequence[R]]
+"""A model as the runner sees it: some items' work -> one result for each, in the same order."""
 
 _MEMORY = 0.9
 """Weight of the past in the measured speed: about the last ten batches count."""
@@ -54,7 +57,8 @@ class _Loaded(Generic[R]):
 
 @dataclass(frozen=True)
 class _Job(Generic[R]):
-    token_ids: Sequence[int]
+    work: Work
+    tokens: int
     future: asyncio.Future[Answer[R]]
     loop: asyncio.AbstractEventLoop
 
@@ -84,21 +88,22 @@ class Runner(Generic[R]):
         self._thread = threading.Thread(target=self._work, name="heliostat-model", daemon=True)
         self._thread.start()
 
-    async def submit(self, token_ids: Sequence[int], deadline_s: float) -> Answer[R]:
-        """Run the model on one text and return its answer; to be awaited in an event loop, from any thread.
+    async def submit(self, work: Work, deadline_s: float, *, tokens: int | None = None) -> Answer[R]:
+        """Run the model on one item and return its answer; to be awaited in an event loop, from any thread.
 
-        deadline_s is a moment on the runner's clock (time.monotonic unless given). Raises Expired where the item
-        waited past it, Closed where the runner was closed, ValueError for an empty text, and whatever the model
-        raised for this very item. Cancelling the awaiting task takes the item out of the queue.
+        deadline_s is a moment on the runner's clock (time.monotonic unless given). tokens is what the item takes of a
+        batch's budget: len(work) unless given, 1 for each of a model's inputs of fixed shape. Raises Expired where
+        the item waited past its deadline, Closed where the runner was closed, ValueError for an empty text, and
+        whatever the model raised for this very item. Cancelling the awaiting task takes the item out of the queue.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer[R]] = loop.create_future()
-        item = Item(next(self._ids), len(token_ids), self._clock(), deadline_s)
+        item = Item(next(self._ids), len(work) if tokens is None else tokens, self._clock(), deadline_s)
         with self._changed:
             if self._closed:
                 raise Closed("this runner is closed; send the request to another replica")
             self._batcher.add(item)
-            self._jobs[item.id] = _Job(token_ids, future, loop)
+            self._jobs[item.id] = _Job(work, item.tokens, future, loop)
             self._changed.notify()
         try:
             return await future
@@ -158,7 +163,7 @@ class Runner(Generic[R]):
                 _deliver(job, Expired("the deadline passed while the item waited; allow more time, or send less"))
             began = self._clock()
             outcomes = _run(loaded, running)
-            self._measure(sum(len(job.token_ids) for job in running), self._clock() - began)
+            self._measure(sum(job.tokens for job in running), self._clock() - began)
             for job, outcome in zip(running, outcomes, strict=True):
                 _deliver(job, outcome)
 
@@ -210,7 +215,7 @@ def _deliverable(problem: BaseException, loaded: _Loaded[R]) -> Exception:
 
 
 def _forward(loaded: _Loaded[R], jobs: Sequence[_Job[R]]) -> list[Answer[R]]:
-    results = loaded.forward([job.token_ids for job in jobs])
+    results = loaded.forward([job.work for job in jobs])
     if len(results) != len(jobs):
         raise ValueError(
             f"the model {loaded.identity!r} returned {len(results)} results for {len(jobs)} items; "

@@ -3,36 +3,37 @@
 `build(args)` is the application builder that Serve's REST configuration names. One replica: loads the artifact that
 the alias points to, warms it up, answers; a thread of its own watches the alias and takes over a new version between
 two batches, without a restart. A request is answered by one version, the one that tokenised it.
+
+Here is a replica's life; its HTTP is in endpoint.py, which needs no Ray.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import importlib
-import json
 import logging
-import math
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from heliostat.cluster.fence import keep_replica_on_loopback
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
-from heliostat.inference.runner import Expired, Runner
 from heliostat.registry import Artifact, load_files, resolve
-from heliostat.serve.recipe import TextModel
+from heliostat.serve.api import Loaded
+from heliostat.serve.endpoint import Endpoint
+from heliostat.serve.fit import check_fit, memory_limit
+from heliostat.serve.keys import KeyRing, key_digest, read_keys
+from heliostat.serve.kinds import make_api, warm_up
+from heliostat.serve.recipe import Recipe
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
-from heliostat.serve.requests import MAX_BODY_BYTES, BadRequest, TextRequest, parse
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 
@@ -41,8 +42,7 @@ keep_replica_on_loopback()
 
 WATCH_S = 0.5
 REPORT_S = 2.0
-DEADLINE_S = 60.0  # an item that has waited this long is not run
-WARM_UP_TEXTS = ("turn on the light", "set the living room to twenty degrees please")
+KEYS_S = 5.0  # a revoked key opens nothing after this long
 
 
 class AppArguments(BaseModel):
@@ -55,21 +55,10 @@ class AppArguments(BaseModel):
     model: str  # name@alias
     max_queue_s: float
     token_budget: int = 512
+    keys: tuple[str, ...] = ()  # names of API keys, never keys
     cpus: float
     gpus: float
     label_selector: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """One version, in memory and warm."""
-
-    artifact: Artifact
-    model: TextModel[Any]
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"X-Model-Version": f"v{self.artifact.version}", "X-Model-Digest": self.artifact.digest}
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -85,13 +74,13 @@ class ModelDeployment:
         self._store = Store.connect(self._settings.store)
         self._spool = Spool(self._settings.spool, f"serve-{arguments.app}-{_replica_id()}")
         begun = time.time()
-        self._loaded = self._load(resolve(self._store, arguments.model))
-        self._runner: Runner[Any] = Runner(
-            self._loaded.model.forward, identity=self._loaded, budget_tokens=arguments.token_budget
+        self._artifact, loaded = self._load(resolve(self._store, arguments.model))
+        self._api = make_api(loaded, app=arguments.app, budget_tokens=arguments.token_budget)
+        self._keys = self._read_keys()
+        self._endpoint = Endpoint(
+            self._api, app=arguments.app, keys=lambda: self._keys, max_queue_s=arguments.max_queue_s
         )
-        # The event loop alone writes these two, the watcher alone the two below.
-        self._requests = 0
-        self._last_request_at = time.time()  # a replica is started for a request
+        # The watcher alone writes these two and the keys.
         self._loaded_at = time.time()
         self._error: str | None = None
         self._emit("replica_ready", seconds=round(time.time() - begun, 3))
@@ -101,17 +90,7 @@ class ModelDeployment:
         self._watcher.start()
 
     async def __call__(self, request: Request) -> Response:
-        try:
-            self._authorise(request)
-            sent = await self._read(request)
-            return await self._answer(sent)
-        except BadRequest as error:
-            return _refusal(error)
-        except Expired as error:
-            return _refusal(BadRequest(503, "expired", str(error), "try again", retry_after_s=1))
-        except Exception:  # the recipe's own: told to the client without its inside, and to the log with it
-            log.exception("the model failed")
-            return _refusal(BadRequest(500, "model_failed", "the model could not answer this", "see the replica's log"))
+        return await self._endpoint.answer(request)
 
     def check_health(self) -> None:
         if not self._watcher.is_alive():
@@ -120,95 +99,63 @@ class ModelDeployment:
     def __del__(self) -> None:
         if hasattr(self, "_stop"):
             self._stop.set()
-            self._emit("replica_ended", requests=self._requests)
+            self._emit("replica_ended", requests=self._endpoint.counts.requests, teams=self._teams())
             remove_report(self._store, self._arguments.app, _replica_id())
 
-    def _authorise(self, request: Request) -> None:
-        key = self._settings.api_key
-        if key is None:
-            return
-        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(sent.encode(), key.get_secret_value().encode()):
-            raise BadRequest(
-                401,
-                "wrong_key",
-                "the API key is missing or wrong",
-                "send Authorization: Bearer KEY; the key is in the cluster's api-key file",
-            )
-
-    async def _read(self, request: Request) -> TextRequest:
-        if request.method != "POST":
-            raise BadRequest(405, "wrong_method", f"{request.method} is not served here", "send a POST")
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                break  # parse refuses it; the rest need not be read
-        return parse(bytes(body), max_characters=self._loaded.model.max_characters)
-
-    async def _answer(self, sent: TextRequest) -> Response:
-        self._shed_if_late()
-        loaded, results = await self._run(sent.texts)
-        self._requests += 1
-        self._last_request_at = time.time()
-        identity = {
-            "model": loaded.artifact.name,
-            "version": f"v{loaded.artifact.version}",
-            "digest": loaded.artifact.digest,
-        }
-        answers = [loaded.model.present(result) for result in results]
-        body = {**answers[0], **identity} if sent.single else {"results": answers, **identity}
-        return Response(json.dumps(body, allow_nan=False), media_type="application/json", headers=loaded.headers)
-
-    async def _run(self, texts: tuple[str, ...]) -> tuple[Loaded, list[Any]]:
-        """All results from one version. If a new one was taken over meanwhile, its own tokeniser starts again."""
-        deadline_s = time.monotonic() + DEADLINE_S
-        while True:
-            loaded = self._loaded
-            items = [loaded.model.tokenise(text) for text in texts]
-            answers = await asyncio.gather(*(self._runner.submit(ids, deadline_s) for ids in items))
-            if all(answer.identity is loaded for answer in answers):
-                return loaded, [answer.result for answer in answers]
-
-    def _shed_if_late(self) -> None:
-        """Refuse by seconds of queued work: a count of requests bounds nothing where lengths differ thirty times."""
-        queued_s = self._runner.queued_seconds
-        if queued_s > self._arguments.max_queue_s:
-            raise BadRequest(
-                429,
-                "overloaded",
-                f"{queued_s:.1f} s of work is queued; the limit is {self._arguments.max_queue_s:g} s",
-                f"try again in {math.ceil(queued_s)} s",
-                retry_after_s=math.ceil(queued_s),
-            )
-
-    def _load(self, artifact: Artifact) -> Loaded:
+    def _load(self, artifact: Artifact) -> tuple[Artifact, Loaded[Recipe]]:
+        """One version, warm. Raises before anything is read where it does not fit, and before it answers where it is
+        not fit to serve.
+        """
         recipe = _import(self._arguments.recipe)
-        model = recipe.load(load_files(self._store, artifact), pick_device())
-        loaded = Loaded(artifact, model)
-        for result in model.forward([model.tokenise(text) for text in WARM_UP_TEXTS]):
-            json.dumps(model.present(result), allow_nan=False)  # NaN in the answer: the version is not fit to serve
-        return loaded
+        device = pick_device()
+        sizes = {path: entry.size for path, entry in artifact.manifest.files.items()}
+        check_fit(
+            recipe.memory_bytes(sizes),
+            memory_limit(device, gpus=self._arguments.gpus),
+            what=f"{artifact.name} v{artifact.version}",
+        )
+        model = recipe.load(load_files(self._store, artifact), device)
+        warm_up(model)
+        return artifact, Loaded(artifact, model)
+
+    def _read_keys(self) -> KeyRing:
+        key = self._settings.api_key
+        names = self._arguments.keys
+        return KeyRing(
+            app=self._arguments.app,
+            named=read_keys(self._store, names),
+            cluster_key_sha256=None if key is None else key_digest(key.get_secret_value()),
+            team=os.environ.get("HELIOSTAT_TEAM", ""),
+            closed=bool(names),
+        )
+
+    def _teams(self) -> dict[str, dict[str, int]]:
+        return {team: asdict(use) for team, use in list(self._endpoint.counts.teams.items())}
 
     def _report(self) -> ReplicaReport:
         return ReplicaReport(
             app=self._arguments.app,
             replica=_replica_id(),
             node=_node_id(),
-            version=self._loaded.artifact.version,
-            digest=self._loaded.artifact.digest,
+            version=self._artifact.version,
+            digest=self._artifact.digest,
             loaded_at=self._loaded_at,
-            requests=self._requests,
-            last_request_at=self._last_request_at,
-            queued_tokens=self._runner.queued_tokens,
+            requests=self._endpoint.counts.requests,
+            last_request_at=self._endpoint.counts.last_request_at,
+            queued_tokens=self._api.queued_tokens,
+            teams=self._teams(),
             error=self._error,
         )
 
     def _watch(self) -> None:
-        told, told_at = (self._loaded.artifact.version, self._error), 0.0
+        told, told_at = (self._artifact.version, self._error), 0.0
+        keys_at = time.monotonic()
         while not self._stop.wait(WATCH_S):
             self._take_over()
-            news = (self._loaded.artifact.version, self._error)
+            if self._arguments.keys and time.monotonic() - keys_at > KEYS_S:
+                keys_at = time.monotonic()
+                self._refresh_keys()
+            news = (self._artifact.version, self._error)
             if news != told or time.monotonic() - told_at > REPORT_S:
                 try:
                     write_report(self._store, self._report())
@@ -216,6 +163,12 @@ class ModelDeployment:
                     log.warning("the replica could not report", exc_info=True)
                 else:
                     told, told_at = news, time.monotonic()
+
+    def _refresh_keys(self) -> None:
+        try:
+            self._keys = self._read_keys()
+        except (HeliostatError, ValueError):  # the store is away, or holds nonsense: the keys known so far hold
+            log.warning("the API keys could not be read", exc_info=True)
 
     def _take_over(self) -> None:
         """Take over a moved alias. What goes wrong is reported, tried again, and the old version serves on."""
@@ -230,12 +183,12 @@ class ModelDeployment:
 
     def _take_over_if_moved(self) -> None:
         artifact = resolve(self._store, self._arguments.model)
-        if artifact.version == self._loaded.artifact.version:
+        if artifact.version == self._artifact.version:
             return
         begun = time.time()
-        loaded = self._load(artifact)
-        self._loaded = loaded
-        self._runner.swap(loaded.model.forward, loaded)
+        artifact, loaded = self._load(artifact)
+        self._api.take_over(loaded)
+        self._artifact = artifact
         self._loaded_at = time.time()
         self._emit("version_live", seconds=round(time.time() - begun, 3))
 
@@ -246,23 +199,20 @@ class ModelDeployment:
             replica=_replica_id(),
             node=_node_id(),
             gpus=self._arguments.gpus,
-            version=self._loaded.artifact.version,
-            digest=self._loaded.artifact.digest,
+            version=self._artifact.version,
+            digest=self._artifact.digest,
             **fields,
         )
 
 
-def _refusal(error: BadRequest) -> Response:
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
-
-
-def _import(recipe: str) -> type[TextModel[Any]]:
+def _import(recipe: str) -> type[Recipe]:
     module, _, name = recipe.partition(":")
     found = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, TextModel)):
+    if not (isinstance(found, type) and issubclass(found, Recipe)):
         raise HeliostatError(
-            f"{recipe} is not a TextModel", where="applications.*.recipe", do="write module:Class of a subclass"
+            f"{recipe} is not a serving recipe",
+            where="applications.*.recipe",
+            do="write module:Class of a subclass of TextModel, ImageModel, EmbeddingModel or TextGenerator",
         )
     return found
 

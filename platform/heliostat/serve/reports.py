@@ -30,6 +30,7 @@ class ReplicaReport(BaseModel):
     requests: int
     last_request_at: float
     queued_tokens: int
+    teams: dict[str, dict[str, int]] = {}  # requests, items and tokens by the team of the key that asked
     error: str | None = None  # why a newer version could not be loaded
     reported_at: float = 0.0
 

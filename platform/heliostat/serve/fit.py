@@ -1,0 +1,36 @@
+"""Whether a model fits before any of it is read: need against limit, with both numbers in the refusal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from heliostat.errors import AppError
+from heliostat.units import human_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_fit(need_bytes: int, limit_bytes: int | None, *, what: str) -> None:
+    """Raises AppError where `what` needs more than there is; a limit of None (a CPU) refuses nothing."""
+    if limit_bytes is None or need_bytes <= limit_bytes:
+        return
+    raise AppError(
+        f"{what} needs {human_bytes(need_bytes)} of GPU memory and {human_bytes(limit_bytes)} are free for it",
+        do="give the application a larger GPU or share (gpus_per_replica), or publish a smaller or narrower model",
+    )
+
+
+def memory_limit(device: torch.device, *, gpus: float) -> int | None:
+    """Bytes that a replica may take now: what is free, and of a shared GPU its share; None on a CPU.
+
+    While a new version is loaded beside the old one, the old one's memory is not free, so both are accounted for.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    if gpus >= 1:
+        return free
+    return max(0, min(free, int(total * gpus) - torch.cuda.memory_reserved(device)))

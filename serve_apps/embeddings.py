@@ -35,7 +35,13 @@ class EmbeddingsApp(EmbeddingModel):
         return list(self._tokenizer.encode(text).ids)
 
     @torch.inference_mode()
-    def forward(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def vectors(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+        """[S, hidden] float32, each of length 1."""
         flat, lengths = pack(batch)
-        vectors = functional.normalize(self._encoder(flat.to(self._device), lengths), dim=-1)  # [S, hidden]
-        return list(vectors.float().cpu().numpy())
+        return functional.normalize(self._encoder(flat.to(self._device), lengths).float(), dim=-1)
+
+    def narrow(self, dtype: torch.dtype) -> None:
+        self._encoder.to(dtype)
+
+    def forward(self, batch: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return list(self.vectors(batch).cpu().numpy())

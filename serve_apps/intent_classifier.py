@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer
 
-from heliostat.inference.encoder import EncoderConfig, IntentClassifier, PackedEncoder
+from heliostat.inference.encoder import EncoderConfig, IntentClassifier, PackedEncoder, pack
 from heliostat.serve.recipe import TextModel
 
 MAX_TOKENS = 256
@@ -44,9 +44,18 @@ class IntentClassifierApp(TextModel[Intent]):
         return list(self._tokenizer.encode(text).ids)
 
     @torch.inference_mode()
+    def vectors(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
+        """[S, C] logits."""
+        flat, lengths = pack(batch)
+        logits: torch.Tensor = self._model(flat.to(self._device), lengths)
+        return logits
+
+    def narrow(self, dtype: torch.dtype) -> None:
+        self._model.encoder.to(dtype)  # the head is small and stays as exact as it was
+
+    @torch.inference_mode()
     def forward(self, batch: Sequence[Sequence[int]]) -> list[Intent]:
-        flat = torch.tensor([token for ids in batch for token in ids], device=self._device)
-        best = self._model(flat, [len(ids) for ids in batch]).softmax(-1).max(-1)
+        best = self.vectors(batch).softmax(-1).max(-1)
         return [
             Intent(self._labels[index], round(probability, 6))
             for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -38,6 +38,7 @@ def _application(app: DesiredApp, *, awake: bool) -> dict[str, Any]:
             "recipe": spec.recipe,
             "model": spec.model,
             "max_queue_s": spec.max_queue.seconds,
+            "dtype": spec.dtype,
             "keys": list(spec.keys),
             "cpus": 1,
             "gpus": spec.gpus_per_replica,

@@ -32,6 +32,7 @@ from heliostat.serve.endpoint import Endpoint
 from heliostat.serve.fit import check_fit, memory_limit
 from heliostat.serve.keys import KeyRing, key_digest, read_keys
 from heliostat.serve.kinds import make_api, warm_up
+from heliostat.serve.narrow import DType, narrow
 from heliostat.serve.recipe import Recipe
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
 from heliostat.settings import Settings, load
@@ -56,6 +57,7 @@ class AppArguments(BaseModel):
     model: str  # name@alias
     max_queue_s: float
     token_budget: int = 512
+    dtype: DType = "fp32"
     keys: tuple[str, ...] = ()  # names of API keys, never keys
     cpus: float
     gpus: float
@@ -117,6 +119,7 @@ class ModelDeployment:
             what=f"{artifact.name} v{artifact.version}",
         )
         model = recipe.load(load_files(self._store, artifact), device)
+        narrow(model, self._arguments.dtype, what=f"{artifact.name} v{artifact.version}")
         warm_up(model)
         return artifact, Loaded(artifact, model)
 

@@ -51,6 +51,10 @@ class Recipe(ABC):
         weights = sum(size for path, size in sizes.items() if path.endswith(".safetensors"))
         return weights + weights // 5
 
+    def narrow(self, dtype: torch.dtype) -> None:
+        """Compute in a narrower type from now on; the default cannot. See `heliostat.serve.narrow` for its gate."""
+        raise NotImplementedError
+
 
 class ItemModel(Recipe, Generic[Work, Result]):
     """A model that answers items independently of one another, many at a time.
@@ -81,6 +85,10 @@ class ItemModel(Recipe, Generic[Work, Result]):
     @abstractmethod
     def present(self, result: Result) -> dict[str, Any]:
         """The result as it goes into the JSON answer. NaN in it makes this item an error."""
+
+    def vectors(self, batch: Sequence[Work]) -> torch.Tensor:
+        """[S, D] what `forward` decides by (an embedding, logits), to compare two types with; needed for `narrow`."""
+        raise NotImplementedError
 
 
 class TextModel(ItemModel[list[int], Result]):

@@ -1,14 +1,17 @@
 """Byte ranges over HTTP, straight into memory that the caller owns: a socket writes where the tensors will lie.
 
 A client that hands out buffers of its own costs a copy, or a model that lies in pieces; this one costs half the
-processor time of it (docs/decisions/0009-loading.md). It reads signed links and nothing else. Retries, and what a
-failure means to people, are the store's (store.py).
+processor time of it (docs/decisions/0009-loading.md). It reads signed links and nothing else. A few quick retries
+are made here, as obstore makes them; more patience, and what a failure means to people, are the store's (store.py).
 """
 
 from __future__ import annotations
 
 import http.client
+import random
+import socket
 import threading
+import time
 import urllib.request
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
@@ -16,6 +19,9 @@ from urllib.parse import SplitResult, urlsplit
 CONNECT_S = 2.0
 SILENCE_S = 30.0
 """A server that sends nothing for so long is asked again."""
+RETRIES = 5
+"""In a row without a byte arriving, with pauses of 0.1 to 1 s."""
+BUSY = (429, 500, 502, 503, 504)
 IDLE_CONNECTIONS = 32
 _ERROR_BYTES = 4096  # of an answer that is no range: enough for S3's error document
 
@@ -28,11 +34,12 @@ class Answer:
     total: int
 
 
-class BrokenOff(OSError):
-    """The connection ended or fell silent. `count` bytes had arrived and are good."""
+class Interrupted(OSError):
+    """The server was busy, or the connection ended or fell silent. `count` bytes had arrived and are good."""
 
-    def __init__(self, reason: Exception, count: int) -> None:
-        super().__init__(f"HTTP error: {type(reason).__name__}: {reason}")
+    def __init__(self, reason: str, count: int) -> None:
+        super().__init__(f"HTTP error: {reason}")
+        self.reason = reason
         self.count = count
 
 
@@ -52,23 +59,37 @@ class Connections:
     def read_range(self, url: str, start: int, into: memoryview) -> Answer:
         """The bytes from `start` on into `into`, as many as it holds.
 
-        Raises BrokenOff, FileNotFoundError, PermissionError, and OSError with "status: N" for any other answer.
+        Raises Interrupted when retries did not help, FileNotFoundError, PermissionError, and OSError for a refused
+        connection ("ConnectionRefused") and any other answer ("status: N").
         """
-        parts = urlsplit(url)
+        count, failures = 0, 0
+        while True:
+            try:
+                answer = self._ask(urlsplit(url), start + count, into[count:])
+            except Interrupted as error:
+                count += error.count
+                failures = 0 if error.count else failures + 1
+                if failures > RETRIES:
+                    raise Interrupted(error.reason, count) from error
+                time.sleep(random.uniform(0, min(1.0, 0.1 * 2**failures)))
+            else:
+                return Answer(count + answer.count, answer.total)
+
+    def _ask(self, parts: SplitResult, start: int, into: memoryview) -> Answer:
+        """One request. A server may close a connection that lay idle: that says nothing of its health."""
         while True:
             connection, used = self._take(parts)
             try:
                 answer = _request(connection, parts, start, into)
-            except (OSError, http.client.HTTPException) as error:
+            except BaseException as error:
                 connection.close()
-                # A server may close what lay idle; that says nothing of its health.
                 if used and isinstance(error, http.client.RemoteDisconnected | BrokenPipeError | ConnectionResetError):
                     continue
                 if isinstance(error, ConnectionRefusedError):
                     raise OSError(f"HTTP error: ConnectionRefused: {error}") from error
-                if type(error) is OSError or isinstance(error, BrokenOff | FileNotFoundError | PermissionError):
-                    raise
-                raise BrokenOff(error, 0) from error
+                if isinstance(error, TimeoutError | ConnectionError | http.client.HTTPException | socket.gaierror):
+                    raise Interrupted(f"{type(error).__name__}: {error}", 0) from error
+                raise
             self._give_back(parts, connection)
             return answer
 
@@ -113,7 +134,7 @@ def _request(connection: http.client.HTTPConnection, parts: SplitResult, start: 
                 raise ConnectionResetError(f"{count} of {wanted} bytes arrived")
             count += arrived
     except (OSError, http.client.HTTPException) as error:
-        raise BrokenOff(error, count) from error
+        raise Interrupted(f"{type(error).__name__}: {error}", count) from error
     return Answer(count, _total(response))
 
 
@@ -128,4 +149,4 @@ def _refusal(response: http.client.HTTPResponse) -> OSError:
         return FileNotFoundError(text)
     if response.status == 403:
         return PermissionError(text)
-    return OSError(f"HTTP error: {text}")
+    return Interrupted(text, 0) if response.status in BUSY else OSError(f"HTTP error: {text}")

@@ -28,7 +28,7 @@ from heliostat.errors import (
     StoreUnreachable,
     SwapLost,
 )
-from heliostat.ranges import BrokenOff, Connections, needs_proxy
+from heliostat.ranges import Connections, Interrupted, needs_proxy
 from heliostat.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Store:
                 return self._read_through_proxy(key, start, into)
             try:
                 return self._connections.read_range(url, start + done, into[done:]).total
-            except BrokenOff as error:
+            except Interrupted as error:
                 done += error.count
                 raise
 

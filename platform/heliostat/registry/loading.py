@@ -448,7 +448,7 @@ class _Load:
             read = {path: bytes(self._to_host(path, pool)) for path in indexes}
 
             def load(path: str) -> dict[str, torch.Tensor]:
-                if place.type == "cpu":
+                if _lies_on_the_host(place):
                     return _host_tensors(path, self._to_host(path, pool))
                 return self._to_device(path, place, pool)
 
@@ -647,6 +647,10 @@ class _Load:
 def default_threads() -> int:
     """Requests in flight: enough to fill a network card, few enough to stay small in memory."""
     return max(4, min(MOST_THREADS, 2 * len(os.sched_getaffinity(0))))
+
+
+def _lies_on_the_host(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _gather(futures: Mapping[Any, Future[Any]]) -> dict[Any, Any]:  # Any: whatever the work gives

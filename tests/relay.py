@@ -101,8 +101,9 @@ class Relay:
 
 
 def _reset(end: socket.socket) -> None:
-    """Close with RST and not with FIN, as a server does that dies."""
+    """Close at once, with RST for what comes later. shutdown wakes the thread that reads from it, else nothing ends."""
     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.shutdown(socket.SHUT_RDWR)
     end.close()
 
 

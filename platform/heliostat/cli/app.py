@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heliostat.cli.model_load_test import load_test
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
 app = typer.Typer(
@@ -211,6 +212,9 @@ def model_history(name: str, cluster: Cluster = None, json: Json = False) -> Non
         for m in alias.history
     ]
     print_table(("when", "who", "from", "to", "why"), rows)
+
+
+model.command("load-test")(load_test)
 
 
 @apps.command("deploy")

@@ -29,7 +29,7 @@ from heliostat.errors import HeliostatError
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
 from heliostat.inference.runner import Expired, Runner
-from heliostat.registry import Artifact, load_files, resolve
+from heliostat.registry import Artifact, load_files, node_cache, resolve
 from heliostat.serve.recipe import TextModel
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
 from heliostat.serve.requests import MAX_BODY_BYTES, BadRequest, TextRequest, parse
@@ -184,7 +184,7 @@ class ModelDeployment:
 
     def _load(self, artifact: Artifact) -> Loaded:
         recipe = _import(self._arguments.recipe)
-        model = recipe.load(load_files(self._store, artifact), pick_device())
+        model = recipe.load(load_files(self._store, artifact, cache=node_cache()), pick_device())
         loaded = Loaded(artifact, model)
         for result in model.forward([model.tokenise(text) for text in WARM_UP_TEXTS]):
             json.dumps(model.present(result), allow_nan=False)  # NaN in the answer: the version is not fit to serve

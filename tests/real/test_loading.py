@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,7 @@ from heliostat.registry import (
     on_meta,
     publish,
 )
+from heliostat.settings import Settings, save
 from heliostat.store import Store, json_bytes
 
 pytestmark = pytest.mark.real
@@ -322,6 +326,68 @@ def test_a_store_that_does_not_answer_is_told_as_that(store: Store, artifact: Ar
     gone = Store.connect(store.settings.model_copy(update={"endpoint": "http://127.0.0.1:9"}))
     with pytest.raises(StoreUnreachable):
         load_tensors(gone, artifact)
+
+
+@pytest.fixture
+def command(
+    store: Store, artifact: Artifact, heliostat_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`heliostat model load-test` with a settings file that names the store."""
+    path = heliostat_home / "settings.json"
+    known = Settings(
+        cluster="test",
+        dashboard_url="http://127.0.0.1:1",
+        gcs_address="127.0.0.1:2",
+        serve_url="http://127.0.0.1:3",
+        store=store.settings,
+        spool=heliostat_home / "spool",
+    )
+    save(known, path)
+    monkeypatch.setenv("HELIOSTAT_SETTINGS", str(path))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "heliostat.cli", "model", "load-test", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_the_load_test_prints_its_phases(
+    store: Store, artifact: Artifact, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    shown = command("m:v1", "--device", "cpu")
+    assert shown.returncode == 0, shown.stderr
+    for word in ("connect", "read", "verify", "to device", "wall", "from the store"):
+        assert word in shown.stdout
+    assert "every digest right" in shown.stderr
+    size = artifact.manifest.files["model.safetensors"].size
+    for cached in (0, size):
+        told = json.loads(command("m:v1", "--device", "cpu", "--cache", "--json").stdout)
+        assert told["digest"] == artifact.digest
+        assert told["tensors"] == len(WEIGHTS)
+        assert (told["phases"]["bytes"], told["phases"]["bytes_from_cache"]) == (size, cached)
+        assert told["phases"]["verify_s"] > 0
+
+
+def test_the_load_test_refuses_damage_and_devices_that_are_not_there(
+    store: Store, artifact: Artifact, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    flip(store, artifact, "model.safetensors", -1)
+    for arguments, code, word in (
+        (("m:v1", "--device", "cpu"), 1, "model.safetensors is not what was written"),
+        (("m:v1", "--device", "abacus"), 2, "abacus"),
+        (("m:v1", "--device", "meta"), 2, "meta"),
+        (("m:v9",), 1, "one of: v1"),
+    ):
+        shown = command(*arguments)
+        assert shown.returncode == code
+        assert word in shown.stderr
+        assert "Traceback" not in shown.stderr
 
 
 def test_reading_through_a_proxys_client_gives_the_same_bytes(store: Store, artifact: Artifact) -> None:

@@ -41,7 +41,7 @@ def load_test(
         platform.store,
         artifact,
         device=place,
-        cache=node_cache() if cache else None,
+        cache=node_cache(platform.settings.state_dir) if cache else None,
         threads=threads,
         progress=_Progress(),
     )

@@ -186,12 +186,15 @@ class NodeCache:
                     yield Path(item.path), status.st_mtime, status.st_blocks * 512
 
 
-def node_cache() -> NodeCache | None:
-    """The cache of this node: the folder HELIOSTAT_CACHE, `<home>/cache` by default; None where that is "off"."""
+def node_cache(state_dir: Path | None = None) -> NodeCache | None:
+    """The cache of this node: the folder HELIOSTAT_CACHE, else `cache` in the embedded cluster's folder or in the home.
+
+    None where HELIOSTAT_CACHE is "off". On Kubernetes, name a folder on the node's NVMe that its pods share.
+    """
     given = os.environ.get("HELIOSTAT_CACHE", "")
     if given == "off":
         return None
-    return NodeCache(Path(given) if given else home() / "cache")
+    return NodeCache(Path(given) if given else (state_dir or home()) / "cache")
 
 
 def _is_at(fd: int, path: Path) -> bool:

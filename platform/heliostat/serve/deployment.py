@@ -184,7 +184,8 @@ class ModelDeployment:
 
     def _load(self, artifact: Artifact) -> Loaded:
         recipe = _import(self._arguments.recipe)
-        model = recipe.load(load_files(self._store, artifact, cache=node_cache()), pick_device())
+        files = load_files(self._store, artifact, cache=node_cache(self._settings.state_dir))
+        model = recipe.load(files, pick_device())
         loaded = Loaded(artifact, model)
         for result in model.forward([model.tokenise(text) for text in WARM_UP_TEXTS]):
             json.dumps(model.present(result), allow_nan=False)  # NaN in the answer: the version is not fit to serve

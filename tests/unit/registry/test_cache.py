@@ -190,6 +190,9 @@ def test_the_folder_is_the_environments_or_in_the_home(
     made = node_cache()
     assert made is not None
     assert made.folder == home() / "cache" == heliostat_home / "cache"
+    made = node_cache(tmp_path / "cluster")
+    assert made is not None
+    assert made.folder == tmp_path / "cluster" / "cache"
     monkeypatch.setenv("HELIOSTAT_CACHE", str(tmp_path / "nvme"))
     made = node_cache()
     assert made is not None

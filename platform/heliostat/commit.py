@@ -29,7 +29,7 @@ class Parts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(gt=0)  # bytes of every part but the last, which may be shorter
+    size: int = Field(gt=0, le=2**28)  # bytes of every part but the last, which may be shorter
     blake3: tuple[str, ...]  # hex
 
 

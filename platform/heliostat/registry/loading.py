@@ -194,16 +194,6 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> N
         )
 
 
-def verify_bytes(content: memoryview, entry: FileEntry, *, path: str, where: str) -> None:
-    """Raises CorruptArtifact that names the first range of the file whose bytes are not what was written."""
-    if len(content) != entry.size:
-        raise _wrong_size(path, where, len(content), entry.size)
-    for piece in _pieces(path, entry):
-        _verify(piece, content[piece.start : piece.end], where)
-    if entry.parts is None:
-        _verify_whole(content, entry, path, where)
-
-
 # --- The parts of a file, where they come from and where they go.
 
 
@@ -313,45 +303,54 @@ class _HostStaging:
             self._free.put(memory)
 
 
-class _DeviceTarget:
-    """Pieces go through pinned buffers into one flat tensor on the device, copied by a stream beside the others.
-
-    `flat` is [lead + file size] bytes: `lead` puts the first tensor, and so all that follow, on a round address.
+class _Copier:
+    """Pinned buffers and a stream beside the others, which copies from them to the device. One for a whole load: as
+    many buffers as threads, however many files there are.
     """
 
-    def __init__(self, device: torch.device, size: int, *, lead: int, slots: int, slot_bytes: int, clock: _Clock):
+    def __init__(self, device: torch.device, *, slots: int, slot_bytes: int, clock: _Clock) -> None:
         import torch
 
-        self._clock, self._lead = clock, lead
-        self.flat = torch.empty(lead + size, dtype=torch.uint8, device=device)
+        self.device, self._clock = device, clock
         on_cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]  # torch's
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(device))
         self._free: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event | None]] = queue.SimpleQueue()
         for _ in range(slots):
-            slot = torch.empty(slot_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)
-            self._free.put((slot, None))
+            self._free.put((torch.empty(slot_bytes, dtype=torch.uint8, pin_memory=on_cuda), None))
+
+    def allocate(self, size: int) -> torch.Tensor:
+        """[size] bytes on the device, which this stream may write to."""
+        import torch
+
+        flat = torch.empty(size, dtype=torch.uint8, device=self.device)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        return flat
 
     @contextmanager
-    def room(self, piece: _Piece) -> Iterator[memoryview]:
+    def lend(self, room: torch.Tensor) -> Iterator[memoryview]:
+        """Host memory as long as `room`, whose content goes to `room` when the block ends."""
         slot, copied = self._free.get()
         try:
             if copied is not None:
                 with self._clock.phase("to_device"):
                     copied.synchronize()  # the copy out of this buffer may still be under way
             copied = None
-            length = piece.end - piece.start
-            yield memoryview(slot.numpy())[:length]  # type: ignore[arg-type]  # arrays are buffers
+            yield memoryview(slot.numpy())[: len(room)]  # type: ignore[arg-type]  # arrays are buffers
             with self._clock.phase("to_device"):
-                copied = self._copy(slot[:length], self._lead + piece.start)
+                copied = self._copy(slot[: len(room)], room)
         finally:
             self._free.put((slot, copied))
 
-    def _copy(self, part: torch.Tensor, at: int) -> torch.cuda.Event | None:
+    def finish(self) -> None:
+        """Until everything has arrived."""
+        if self._stream is not None:
+            with self._clock.phase("to_device"):
+                self._stream.synchronize()
+
+    def _copy(self, part: torch.Tensor, room: torch.Tensor) -> torch.cuda.Event | None:
         import torch
 
-        room = self.flat[at : at + len(part)]
         if self._stream is None:
             room.copy_(part)
             return None
@@ -361,10 +360,17 @@ class _DeviceTarget:
             copied.record(self._stream)
         return copied
 
-    def finish(self) -> None:
-        if self._stream is not None:
-            with self._clock.phase("to_device"):
-                self._stream.synchronize()
+
+@dataclass(frozen=True)
+class _DeviceTarget:
+    """Pieces lie in `flat`, which is [lead + file size] bytes. `lead` puts the first tensor on a round address."""
+
+    copier: _Copier
+    flat: torch.Tensor
+    lead: int
+
+    def room(self, piece: _Piece) -> AbstractContextManager[memoryview]:
+        return self.copier.lend(self.flat[self.lead + piece.start : self.lead + piece.end])
 
 
 # --- One load.
@@ -444,16 +450,20 @@ class _Load:
         indexes = [path for path in self._entries if path.endswith(_INDEX)]
         if not weights:
             raise UnsafeArtifact("it holds no safetensors file", where=self._manifest.prefix, do="publish the weights")
-        with self._running([*weights, *indexes]) as pool:
+        with self._running([*weights, *indexes], connect=True) as pool:
             read = {path: bytes(self._to_host(path, pool)) for path in indexes}
+            copier = None if _lies_on_the_host(place) else self._copier(place)
 
             def load(path: str) -> dict[str, torch.Tensor]:
-                if _lies_on_the_host(place):
+                if copier is None:
                     return _host_tensors(path, self._to_host(path, pool))
-                return self._to_device(path, place, pool)
+                return self._to_device(path, copier, pool)
 
             merged = _merge(self._each(weights, load), read)
             return Loaded(merged, self._clock.phases(self._threads))
+
+    def _copier(self, device: torch.device) -> _Copier:
+        return _Copier(device, slots=self._threads, slot_bytes=self._part_bytes, clock=self._clock)
 
     def to_disk(self, path: str, target: Path) -> None:
         half = target.with_name(f".{target.name}.{os.getpid()}.half")
@@ -474,22 +484,23 @@ class _Load:
             half.unlink(missing_ok=True)
 
     @contextmanager
-    def _running(self, paths: Sequence[str]) -> Iterator[ThreadPoolExecutor]:
+    def _running(self, paths: Sequence[str], *, connect: bool = False) -> Iterator[ThreadPoolExecutor]:
         """The threads that move parts. When something fails, what has not begun is dropped."""
         self._clock = _Clock(sum(self._entries[path].size for path in paths), self._progress)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="load")
         try:
-            with self._clock.phase("connect"):
+            if connect and self._cache is None:
                 self._connect(paths)
             yield pool
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _connect(self, paths: Sequence[str]) -> None:
-        """One byte, so that an unreachable store is told at once, and by itself."""
-        if self._cache is None and any(self._entries[path].size for path in paths):
-            first = next(path for path in paths if self._entries[path].size)
-            self._source(first).read(0, memoryview(bytearray(1)))
+        """One byte: an unreachable store is told at once, and what a connection costs is seen by itself."""
+        first = next((path for path in paths if self._entries[path].size), None)
+        if first is not None:
+            with self._clock.phase("connect"):
+                self._source(first).read(0, memoryview(bytearray(1)))
 
     def _each(self, paths: Sequence[str], load: Callable[[str], Any]) -> dict[str, Any]:
         """`load` for every file, several at once: a folder of small files is not read one after another.
@@ -527,41 +538,30 @@ class _Load:
             self._check_whole(path, memory)
         return memory
 
-    def _to_device(self, path: str, device: torch.device, pool: ThreadPoolExecutor) -> dict[str, torch.Tensor]:
+    def _to_device(self, path: str, copier: _Copier, pool: ThreadPoolExecutor) -> dict[str, torch.Tensor]:
         if self._entries[path].parts is None:  # only the whole can be verified, so the whole is needed first
             host = _host_tensors(path, self._to_host(path, pool))
             with self._clock.phase("to_device"):
-                return {name: tensor.to(device) for name, tensor in host.items()}
+                return {name: tensor.to(copier.device) for name, tensor in host.items()}
         return self._read(
             path,
             pool,
-            from_disk=lambda cached: self._stream(path, _DiskSource.of(cached), device, pool),
-            from_store=lambda: self._stream(path, self._source(path), device, pool),
+            from_disk=lambda cached: self._stream(path, _DiskSource.of(cached), copier, pool),
+            from_store=lambda: self._stream(path, self._source(path), copier, pool),
         )
 
-    def _stream(
-        self, path: str, source: _Source, device: torch.device, pool: ThreadPoolExecutor
-    ) -> dict[str, torch.Tensor]:
+    def _stream(self, path: str, source: _Source, copier: _Copier, pool: ThreadPoolExecutor) -> dict[str, torch.Tensor]:
         size = self._entries[path].size
         header = _read_header(path, source, size)
-        target = _DeviceTarget(
-            device,
-            size,
-            lead=-len(header) % 256,
-            slots=min(self._threads, -(-size // self._part_bytes)),
-            slot_bytes=min(size, self._part_bytes),
-            clock=self._clock,
-        )
-        self._transfer(path, source, target, pool)
-        target.finish()
-        # The header was read once more, ahead of its digest: only the verified one is believed.
         lead = -len(header) % 256
-        verified = bytes(target.flat[lead : lead + len(header)].cpu().numpy())
-        if verified != header:
-            raise CorruptArtifact(f"{path} changed while it was read", where=self._manifest.key(path), do=_AGAIN)
-        return {
-            tensor.name: tensor.of(target.flat[lead + len(header) :]) for tensor in _parse_header(path, header, size)
-        }
+        target = _DeviceTarget(copier, copier.allocate(lead + size), lead)
+        self._transfer(path, source, target, pool)
+        copier.finish()
+        # The header was read once more, ahead of its digest: only the verified one is believed.
+        data = lead + len(header)
+        if bytes(target.flat[lead:data].cpu().numpy()) != header:
+            raise CorruptArtifact(f"{path} changed while it was read", where=source.where, do=_AGAIN)
+        return {tensor.name: tensor.of(target.flat[data:]) for tensor in _parse_header(path, header, size)}
 
     # --- With the cache.
 

@@ -28,6 +28,7 @@ from heliostat.errors import (
     StoreUnreachable,
     SwapLost,
 )
+from heliostat.ranges import Connections, Interrupted, needs_proxy
 from heliostat.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ CLIENT_RETRY_LIMIT = timedelta(seconds=4)
 ROUNDS = 4
 LONGEST_PAUSE_S = 4.0
 DOWNLOAD_CHUNK = 8 * 2**20
+LINK_VALID = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Store:
     def __init__(self, settings: StoreSettings, client: S3Store) -> None:
         self.settings = settings
         self._client = client
+        self._connections = Connections()
 
     def __repr__(self) -> str:
         return f"Store({self.place})"
@@ -105,6 +108,37 @@ class Store:
         if length == 0:
             return b""
         return self._ask("get", key, lambda: bytes(obstore.get_range(self._client, key, start=start, length=length)))
+
+    def read_into(self, key: str, start: int, into: memoryview) -> int:
+        """Bytes from `start` on into the caller's memory, as many as it holds; returns the object's size.
+
+        Nothing is copied on the way, and what has arrived when a connection breaks is not asked for again. At the
+        object's end the rest of `into` is left as it was. Raises ObjectMissing.
+        """
+        import obstore
+
+        done = 0
+
+        def read() -> int:
+            nonlocal done
+            url = obstore.sign(self._client, "GET", key, LINK_VALID)
+            if not self.settings.is_loopback and needs_proxy(url):
+                return self._read_through_proxy(key, start, into)
+            try:
+                return self._connections.read_range(url, start + done, into[done:]).total
+            except Interrupted as error:
+                done += error.count
+                raise
+
+        return self._ask("get", key, read)
+
+    def _read_through_proxy(self, key: str, start: int, into: memoryview) -> int:
+        import obstore
+
+        answer = obstore.get(self._client, key, options={"range": (start, start + len(into))})
+        data = memoryview(answer.buffer())
+        into[: len(data)] = data
+        return int(answer.meta["size"])
 
     def download(self, key: str, path: Path) -> None:
         """The object into a file, in memory a few MiB at a time. Raises ObjectMissing."""

@@ -9,6 +9,7 @@ import typer
 
 from heliostat.cli import apply as on_kubernetes
 from heliostat.cli import render as rendering
+from heliostat.cli.model_load_test import load_test
 from heliostat.cli.plan import plan
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
@@ -233,6 +234,9 @@ def model_history(name: str, cluster: Cluster = None, json: Json = False) -> Non
         for m in alias.history
     ]
     print_table(("when", "who", "from", "to", "why"), rows)
+
+
+model.command("load-test")(load_test)
 
 
 @apps.command("deploy")

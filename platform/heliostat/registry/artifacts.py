@@ -1,4 +1,4 @@
-"""Immutable versions of models: published whole or not at all, found by version or alias, read verified.
+"""Immutable versions of models: published whole or not at all, found by version or alias; loading.py reads them.
 
     models/<name>/v<N>/manifest.json        the claim of the version, created last and only if absent
     models/<name>/v<N>/<attempt>/<file>     its files
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from heliostat.commit import FileEntry, Manifest, commit, read_file, read_manifest
+from heliostat.commit import FileEntry, Manifest, commit, describe, read_manifest
 from heliostat.errors import CorruptArtifact, ObjectExists, UnknownModel, UnknownVersion, UnsafeArtifact, UsageError
 from heliostat.names import check_name, check_path, parse_version, version_name
 from heliostat.registry.aliases import must_get_alias
@@ -85,7 +85,7 @@ def publish(store: Store, *, name: str, files: Mapping[str, Path | bytes], metad
     # Read once: a file that changed between the digest and the upload would claim a version that nobody can load.
     contents = {path: data if isinstance(data, bytes) else data.read_bytes() for path, data in files.items()}
     _refuse_unsafe(contents)
-    digest = artifact_digest({path: _entry(content) for path, content in contents.items()})
+    digest = artifact_digest({path: describe(content) for path, content in contents.items()})
     attempt = uuid.uuid4().hex[:12]
     known = list_versions(store, name)
     while True:
@@ -141,24 +141,6 @@ def list_versions(store: Store, name: str) -> list[Artifact]:
     return [get_version(store, name, number) for number in _version_numbers(store, name)]
 
 
-def load_file(store: Store, artifact: Artifact, path: str) -> bytes:
-    """One file, verified. Raises CorruptArtifact that names it."""
-    return read_file(store, artifact.manifest, path)
-
-
-def load_files(store: Store, artifact: Artifact) -> dict[str, bytes]:
-    """Every file, verified."""
-    return {path: load_file(store, artifact, path) for path in artifact.manifest.files}
-
-
-def download(store: Store, artifact: Artifact, folder: Path) -> None:
-    """Every file, verified, into the folder."""
-    for path in artifact.manifest.files:
-        target = folder / check_path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(load_file(store, artifact, path))
-
-
 def artifact_digest(files: Mapping[str, FileEntry]) -> str:
     lines = "".join(f"{path}\t{entry.size}\t{entry.sha256}\n" for path, entry in sorted(files.items()))
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
@@ -181,10 +163,6 @@ def _artifact(manifest: Manifest) -> Artifact:
     if artifact_digest(manifest.files) != body.digest:
         raise CorruptArtifact("its digest is not that of its files", where=where, do="publish it again")
     return Artifact(name=body.name, version=body.version, digest=body.digest, metadata=body.metadata, manifest=manifest)
-
-
-def _entry(content: bytes) -> FileEntry:
-    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _refuse_unsafe(files: Mapping[str, bytes]) -> None:

@@ -26,7 +26,7 @@ from heliostat.cluster.fence import keep_replica_on_loopback
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
-from heliostat.registry import Artifact, load_files, resolve
+from heliostat.registry import Artifact, load_files, node_cache, resolve
 from heliostat.serve.api import Loaded
 from heliostat.serve.endpoint import Endpoint
 from heliostat.serve.fit import check_fit, memory_limit
@@ -118,7 +118,8 @@ class ModelDeployment:
             memory_limit(device, gpus=self._arguments.gpus),
             what=f"{artifact.name} v{artifact.version}",
         )
-        model = recipe.load(load_files(self._store, artifact), device)
+        files = load_files(self._store, artifact, cache=node_cache(self._settings.state_dir))
+        model = recipe.load(files, device)
         narrow(model, self._arguments.dtype, what=f"{artifact.name} v{artifact.version}")
         warm_up(model)
         return artifact, Loaded(artifact, model)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from heliostat.registry.aliases import Alias, AliasMove, get_alias, move_alias, must_get_alias, rollback_alias
+from heliostat.registry.aliases import (
+    Alias,
+    AliasMove,
+    get_alias,
+    list_aliases,
+    move_alias,
+    must_get_alias,
+    rollback_alias,
+)
 from heliostat.registry.artifacts import (
     Artifact,
     ArtifactMetadata,
+    Damaged,
+    Deleted,
     Lineage,
+    Version,
     artifact_digest,
     download,
     get_version,
@@ -16,25 +27,44 @@ from heliostat.registry.artifacts import (
     load_files,
     publish,
     resolve,
+    scan,
 )
+from heliostat.registry.holds import lease
+from heliostat.registry.sweep import Retention, SweepPlan, Swept, delete_version, plan_sweep, sweep
+from heliostat.registry.transfer import files_of, pull, verify
 
 __all__ = [
     "Alias",
     "AliasMove",
     "Artifact",
     "ArtifactMetadata",
+    "Damaged",
+    "Deleted",
     "Lineage",
+    "Retention",
+    "SweepPlan",
+    "Swept",
+    "Version",
     "artifact_digest",
+    "delete_version",
     "download",
+    "files_of",
     "get_alias",
     "get_version",
+    "lease",
+    "list_aliases",
     "list_models",
     "list_versions",
     "load_file",
     "load_files",
     "move_alias",
     "must_get_alias",
+    "plan_sweep",
     "publish",
+    "pull",
     "resolve",
     "rollback_alias",
+    "scan",
+    "sweep",
+    "verify",
 ]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -214,7 +215,7 @@ class Store:
 
     def ensure_bucket(self) -> None:
         """Create the bucket if it is missing. Raises StoreUnreachable, StoreError."""
-        client = self._boto()
+        client = self._boto
         with self._boto_errors("create bucket"):
             try:
                 region = self.settings.region
@@ -229,7 +230,7 @@ class Store:
 
     def unfinished_uploads(self, prefix: str = "", *, older_than: timedelta) -> tuple[Upload, ...]:
         """Multipart uploads that were begun before that and never finished: nobody sees them, and they take room."""
-        client = self._boto()
+        client = self._boto
         before = datetime.now(UTC) - older_than
         with self._boto_errors("list uploads"):
             pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.settings.bucket, Prefix=prefix)
@@ -243,7 +244,7 @@ class Store:
     def abort_uploads(self, prefix: str = "", *, older_than: timedelta) -> int:
         """Drop those uploads; returns how many there were. Repeating it does no harm."""
         found = self.unfinished_uploads(prefix, older_than=older_than)
-        client = self._boto()
+        client = self._boto
         for upload in found:
             with self._boto_errors("abort an upload"), suppress(client.exceptions.NoSuchUpload):
                 client.abort_multipart_upload(Bucket=self.settings.bucket, Key=upload.key, UploadId=upload.id)
@@ -280,7 +281,7 @@ class Store:
             try:
                 result = request()
             except (BaseError, OSError) as error:
-                ours, trouble = self._translate(verb, key, error), _trouble(error)
+                ours, trouble = self._translate(verb, key, error), _trouble(verb, error)
                 self._answered |= trouble is Trouble.THROTTLED
                 wait = pause_s(
                     trouble,
@@ -340,6 +341,7 @@ class Store:
             )
         return StoreError(f"the store failed to {verb} {key!r}: {_first_line(text)}", where=self.place)
 
+    @cached_property
     def _boto(self) -> Any:  # Any: boto3 makes its clients at run time
         import boto3
         from botocore.config import Config
@@ -455,8 +457,10 @@ def _is_refused(text: str) -> bool:
     return "kind: Connect," in text or "ConnectionRefused" in text or "tcp connect error" in text
 
 
-def _trouble(error: Exception) -> Trouble:
+def _trouble(verb: str, error: Exception) -> Trouble:
     text = str(error)
+    if verb == "put" and ("NoSuchUpload" in text or "InvalidPart" in text):
+        return Trouble.BROKEN  # the store forgot the upload, or its end was done and the answer lost: from the start
     if _is_refused(text):
         return Trouble.REFUSED
     status = re.search(r"status(?: code)?: (\d{3})", text)

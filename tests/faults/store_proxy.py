@@ -43,7 +43,7 @@ class Request:
 @dataclass
 class StoreProxy:
     """Give it `decide` (called once per request, before anything of it is forwarded) and `after` (once the server
-    has answered, before the client is told). Either may kill the client.
+    has answered, or has half of the request, before the client is told). Either may kill the client.
     """
 
     upstream: tuple[str, int]
@@ -110,6 +110,7 @@ class StoreProxy:
                 if action is Action.RESET_HALFWAY:
                     whole = head + body
                     server.sendall(whole[: len(whole) // 2])
+                    self.after(request)
                     return _reset(client)
                 server.sendall(head + body)
                 answer = answers.answer(request.verb)

@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from heliostat.commit import GRACE, Manifest, unnamed
 from heliostat.errors import CorruptArtifact, SwapLost, UnknownVersion, VersionHeld
 from heliostat.names import version_name
-from heliostat.registry.aliases import list_aliases, rollback_targets
+from heliostat.registry.aliases import Alias, list_aliases, rollback_targets
 from heliostat.registry.artifacts import Artifact, Damaged, Deleted, Version, get_version, scan
 from heliostat.registry.holds import clear_holds, dead_holds, hold, holds_of
 from heliostat.registry.versions import (
@@ -212,8 +212,9 @@ def _decide(
     claims = version_numbers(listing).get(name, {})
     living = {number: each for number, each in versions.items() if isinstance(each, Artifact)}
     newest = sorted(living)[-retention.newest :] if retention.newest else []
-    needed = _in_use(store, name, users)
-    for alias in list_aliases(store, name):
+    aliases = list_aliases(store, name)
+    needed = _needed(aliases, users(name))
+    for alias in aliases:
         for target in rollback_targets(alias)[: retention.rollbacks]:
             needed.setdefault(target, f"a rollback of {alias.alias} leads to it")
     decisions = []
@@ -233,10 +234,10 @@ def _decide(
     return decisions
 
 
-def _in_use(store: Store, name: str, users: Users) -> dict[int, str]:
-    """Versions that an alias or an application needs. Raises CorruptArtifact for an alias that cannot be read."""
-    needed = dict(users(name))
-    for alias in list_aliases(store, name):
+def _needed(aliases: Iterable[Alias], used: Mapping[int, str]) -> dict[int, str]:
+    """Versions that an application or an alias needs, each with the reason."""
+    needed = dict(used)
+    for alias in aliases:
         needed.setdefault(alias.version, f"{alias.alias} points at it")
     return needed
 
@@ -244,7 +245,7 @@ def _in_use(store: Store, name: str, users: Users) -> dict[int, str]:
 def _bury(store: Store, name: str, version: int, *, who: str, why: str, users: Users) -> Tombstone:
     """Steps 1 to 3."""
     with hold(store, name, version, "delete", who=who, why=why) as held:
-        needed = _in_use(store, name, users).get(version)
+        needed = _needed(list_aliases(store, name), users(name)).get(version)
         if needed is not None:
             raise VersionHeld(
                 f"{name} {version_name(version)} is in use: {needed}", do="move the alias or the application first"

@@ -51,6 +51,7 @@ class StoreProxy:
     after: Callable[[Request], None] = lambda request: None
     retry_after_s: int | None = None
     seen: list[Request] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -120,6 +121,9 @@ class StoreProxy:
                 client.sendall(answer)
         except OSError:
             return _reset(client)  # the server was killed, or the client was
+        except Exception as error:  # noqa: BLE001  # a thread's boundary: the test looks at them
+            self.errors.append(error)
+            return _reset(client)
         finally:
             client.close()
             if server is not None:

@@ -116,6 +116,7 @@ def test_a_store_that_throttles_resets_and_is_killed_in_the_middle_ends_right(tm
             assert publish(store, name="model", files=files, metadata=META) == made
             assert sorted(scan(store, "model")) == [1]
         assert len(killed) == 2
+        assert proxy.errors == []
         assert all(weather.seen.get(action, 0) > 0 for action in Action)
         assert weather.seen[Action.SLOW_DOWN] > 0.1 * sum(weather.seen.values())
     finally:

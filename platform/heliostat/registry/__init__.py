@@ -29,9 +29,12 @@ from heliostat.registry.artifacts import (
     resolve,
     scan,
 )
+from heliostat.registry.card import model_card
+from heliostat.registry.diff import ModelDiff, diff
 from heliostat.registry.holds import lease
 from heliostat.registry.sweep import Retention, SweepPlan, Swept, delete_version, plan_sweep, sweep
-from heliostat.registry.transfer import files_of, pull, verify
+from heliostat.registry.transfer import Finding, files_of, pull, verify
+from heliostat.registry.versions import Tombstone
 
 __all__ = [
     "Alias",
@@ -40,13 +43,17 @@ __all__ = [
     "ArtifactMetadata",
     "Damaged",
     "Deleted",
+    "Finding",
     "Lineage",
+    "ModelDiff",
     "Retention",
     "SweepPlan",
     "Swept",
+    "Tombstone",
     "Version",
     "artifact_digest",
     "delete_version",
+    "diff",
     "download",
     "files_of",
     "get_alias",
@@ -57,6 +64,7 @@ __all__ = [
     "list_versions",
     "load_file",
     "load_files",
+    "model_card",
     "move_alias",
     "must_get_alias",
     "plan_sweep",

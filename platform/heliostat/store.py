@@ -422,10 +422,17 @@ def _client(settings: StoreSettings) -> S3Store:
 def _aws_chain(settings: StoreSettings) -> Any:  # Any: obstore's provider is a callable of its own type
     """Whatever boto3 finds: environment, profile, SSO, web identity, container or machine role; renewed in time."""
     import boto3
+    from botocore.exceptions import ProfileNotFound
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     try:
         return Boto3CredentialProvider(boto3.Session(region_name=settings.region, profile_name=settings.profile))
+    except ProfileNotFound as error:
+        raise SettingsError(
+            f"AWS's configuration has no profile {settings.profile!r}",
+            where="store.profile",
+            do="see `aws configure list-profiles`",
+        ) from error
     except ValueError as error:
         raise SettingsError(
             "the settings hold no keys for the store, and AWS's chain finds none",

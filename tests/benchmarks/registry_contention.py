@@ -42,9 +42,8 @@ def publish_at_once(store: Store, *, pause_s: float) -> float:
         artifacts.LONGEST_CLAIM_PAUSE_S = before
     took_s = time.monotonic() - begun
     versions = list_versions(store, model)
-    if [each.version for each in versions] != list(range(1, WRITERS + 1)) or len(
-        {e.digest for e in versions}
-    ) != WRITERS:
+    numbers, digests = [each.version for each in versions], {each.digest for each in versions}
+    if numbers != list(range(1, WRITERS + 1)) or len(digests) != WRITERS:
         raise SystemExit(f"a gap or a duplicate: {numbers}")
     return took_s
 

@@ -282,7 +282,7 @@ class Store:
                 result = request()
             except (BaseError, OSError) as error:
                 ours, trouble = self._translate(verb, key, error), _trouble(verb, error)
-                self._answered |= trouble is Trouble.THROTTLED
+                self._answered |= trouble is not Trouble.REFUSED
                 wait = pause_s(
                     trouble,
                     round_number=round_number,

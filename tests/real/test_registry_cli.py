@@ -177,6 +177,10 @@ def test_a_damaged_version_is_listed_as_such(run: Run, store: Store) -> None:
     states = {row["version"]: row["state"] for row in printed(run("list", "--json"))}
     assert states["v1"].startswith("DAMAGED: its manifest cannot be read")
     assert states["v2"] == "whole"
+    store.put(f"models/{MODEL}/aliases/production.json", b"{")
+    shown = run("list", "--json")
+    assert len(printed(shown)) == 2
+    assert "production.json" in shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from heliostat.cluster import ports, store_server
+from heliostat.cluster import embedded, ports, store_server
 from heliostat.errors import (
     ClusterError,
     ObjectExists,
@@ -23,7 +23,7 @@ from heliostat.errors import (
     StoreUnreachable,
     SwapLost,
 )
-from heliostat.settings import StoreSettings
+from heliostat.settings import Settings, StoreSettings
 from heliostat.store import Store
 
 pytestmark = pytest.mark.real
@@ -76,6 +76,25 @@ def test_an_upload_that_was_never_finished_is_found_and_dropped_by_age_and_prefi
     assert [upload.key for upload in store.unfinished_uploads("models/", older_than=timedelta(0))] == ["models/m/w"]
     assert store.abort_uploads("models/", older_than=timedelta(0)) == 1
     assert [upload.key for upload in store.unfinished_uploads(older_than=timedelta(0))] == ["other/w"]
+
+
+def test_an_embedded_store_drops_at_its_start_what_killed_writers_left(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        cluster="test",
+        dashboard_url="http://127.0.0.1:1",
+        gcs_address="127.0.0.1:1",
+        serve_url="http://127.0.0.1:1",
+        store=store.settings,
+        spool=tmp_path,
+    )
+    store._boto.create_multipart_upload(Bucket=store.settings.bucket, Key="models/m/w")
+    embedded._ensure_bucket(settings)
+    assert len(store.unfinished_uploads(older_than=timedelta(0))) == 1  # its writer may live
+    monkeypatch.setattr(embedded, "ABANDONED", timedelta(0))
+    embedded._ensure_bucket(settings)
+    assert store.unfinished_uploads(older_than=timedelta(0)) == ()
 
 
 def test_keys_that_are_not_given_come_from_the_aws_chain(

@@ -32,12 +32,17 @@ def model_list(
     json: Json = False,
 ) -> None:
     """Every model, its versions and which aliases point at them."""
+    from heliostat.errors import CorruptArtifact
     from heliostat.sdk import Platform
 
     models = Platform.connect(cluster).models
     rows = []
     for name in models.list():
-        aliases = models.aliases(name)
+        try:
+            aliases = models.aliases(name)
+        except CorruptArtifact as error:
+            print_progress(f"{name}: its aliases are not shown: {error}")
+            aliases = ()
         rows += [
             _row(version, aliases) for version in models.scan(name) if deleted or not hasattr(version, "tombstone")
         ]

@@ -14,6 +14,7 @@
         AliasMoved         somebody else moved the alias first
         CorruptArtifact    bytes that are not the ones the manifest names
         UnsafeArtifact     a file that the registry does not take, such as a pickle
+        VersionHeld        somebody uses the version, or is deleting it
       GateRefused          a candidate did not pass the gate of its application
       ClusterError
         PortInUse  ClusterNotUp  ClusterBusy  NodeFailed
@@ -152,6 +153,10 @@ class UnsafeArtifact(RegistryError):
     """A file that could run code when loaded, or that is not what its name says."""
 
     exit_code = 2
+
+
+class VersionHeld(RegistryError):
+    """The version cannot be deleted, since it is in use; or not be used, since it is being deleted."""
 
 
 class GateRefused(HeliostatError):

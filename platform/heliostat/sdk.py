@@ -10,31 +10,56 @@ platform.jobs.wait(job)
 from __future__ import annotations
 
 import getpass
+import html
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import EllipsisType
 from typing import TypeVar
 
 from heliostat import flow
 from heliostat.cluster import embedded, reclaim
 from heliostat.cluster.nodes import NodeRecord, read_nodes
+from heliostat.commit import Moved
 from heliostat.definition import ClusterDefinition
 from heliostat.definition import load as load_definition
-from heliostat.errors import ClusterNotUp, JobError, UsageError
+from heliostat.errors import ClusterNotUp, JobError, UnknownModel, UsageError
 from heliostat.events import Event, read_events
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
-from heliostat.names import check_name
+from heliostat.names import check_name, version_name
 from heliostat.promote.gate import Verdict
 from heliostat.registry import (
     Alias,
     Artifact,
+    ArtifactMetadata,
+    Finding,
+    ModelDiff,
+    Retention,
+    SweepPlan,
+    Swept,
+    Tombstone,
+    Version,
+    delete_version,
+    diff,
+    files_of,
     get_alias,
+    list_aliases,
     list_models,
     list_versions,
+    model_card,
+    move_alias,
+    must_get_alias,
+    plan_sweep,
+    publish,
+    pull,
     resolve,
     rollback_alias,
+    scan,
+    sweep,
+    verify,
 )
 from heliostat.serve import desired
 from heliostat.serve.client import AppStatus, ServeClient
@@ -46,6 +71,7 @@ from heliostat.train.job import TrainedModel, trained_model
 from heliostat.train.submit import JobRow, SubmittedJob
 
 Progress = Callable[[str], None]
+KEEP = Retention()
 T = TypeVar("T")
 
 
@@ -190,24 +216,190 @@ class Jobs:
 
 
 class Models:
+    """The registry: `platform.models["intent-classifier"]["production"]`."""
+
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
+    def __getitem__(self, name: str) -> Model:
+        """The model. Raises UnknownModel."""
+        if name not in self.list():
+            raise UnknownModel(f"there is no model {name!r}", do=f"one of: {', '.join(self.list()) or 'none yet'}")
+        return Model(self, name)
+
+    def __iter__(self) -> Iterator[Model]:
+        return (Model(self, name) for name in self.list())
+
+    def __repr__(self) -> str:
+        return f"Models({', '.join(self.list())})"
+
     def list(self) -> list[str]:
-        return list_models(self._platform.store)
+        return list_models(self._store)
 
     def versions(self, name: str) -> Sequence[Artifact]:
-        return list_versions(self._platform.store, name)
+        """Every version that can be read, oldest first."""
+        return list_versions(self._store, name)
+
+    def scan(self, name: str) -> Sequence[Version]:
+        """Every version, the damaged and the deleted too."""
+        return tuple(scan(self._store, name).values())
 
     def get(self, reference: str) -> Artifact:
         """`name@alias` or `name:v3`."""
-        return resolve(self._platform.store, reference)
+        return resolve(self._store, reference)
 
-    def alias(self, name: str, alias: str = flow.PRODUCTION) -> Alias | None:
-        return get_alias(self._platform.store, name, alias)
+    def card(self, artifact: Artifact) -> str:
+        """What it is, its metrics and where it comes from, as Markdown."""
+        return model_card(artifact, self.aliases(artifact.name))
+
+    def diff(self, before: str, after: str) -> ModelDiff:
+        """How two versions differ."""
+        return diff(self._store, self.get(before), self.get(after))
+
+    def verify(self, artifact: Artifact, *, moved: Moved = lambda _: None) -> Sequence[Finding]:
+        """What is wrong with the bytes at rest; () or [] when all are what was published."""
+        return verify(self._store, artifact, moved=moved)
+
+    def pull(self, artifact: Artifact, folder: Path, *, moved: Moved = lambda _: None) -> Sequence[Path]:
+        """The files into a folder, verified."""
+        return pull(self._store, artifact, folder, moved=moved)
+
+    def files_of(
+        self, folder: Path, *, exclude: Sequence[str] = (), left_out: Progress = lambda _: None
+    ) -> Mapping[str, Path]:
+        """A folder's files as `push` takes them."""
+        return files_of(folder, exclude=exclude, left_out=left_out)
+
+    def push(
+        self, files: Mapping[str, Path], *, name: str, metadata: ArtifactMetadata, moved: Moved = lambda _: None
+    ) -> Artifact:
+        """Files as the model's next version. `moved` is told of each byte twice: read, and sent."""
+        return publish(self._store, name=name, files=dict(files), metadata=metadata, read=moved, sent=moved)
 
     def publish(self, trained: TrainedModel, *, name: str) -> Artifact:
-        return flow.publish_trained(self._platform.store, trained, name=name)
+        return flow.publish_trained(self._store, trained, name=name)
+
+    def alias(self, name: str, alias: str = flow.PRODUCTION) -> Alias | None:
+        return get_alias(self._store, name, alias)
+
+    def must_get_alias(self, name: str, alias: str) -> Alias:
+        """Raises UnknownAlias with those that there are."""
+        return must_get_alias(self._store, name, alias)
+
+    def aliases(self, name: str) -> Sequence[Alias]:
+        return list_aliases(self._store, name)
+
+    def move_alias(
+        self, name: str, alias: str, *, to_version: int, why: str, expected_version: int | EllipsisType | None = ...
+    ) -> Alias:
+        """Move it if it still points where expected (None: nowhere), by default where it points now. No gate is asked.
+
+        Raises AliasMoved, which names who won.
+        """
+        if isinstance(expected_version, EllipsisType):
+            now = self.alias(name, alias)
+            expected_version = None if now is None else now.version
+        return move_alias(
+            self._store,
+            name=name,
+            alias=alias,
+            to_version=to_version,
+            expected_version=expected_version,
+            who=_user(),
+            why=why,
+        )
+
+    def roll_back(self, name: str, alias: str, *, why: str, to_version: int | None = None) -> Alias:
+        """To the version before, or to an earlier entry of the history."""
+        return rollback_alias(self._store, name=name, alias=alias, who=_user(), why=why, to_version=to_version)
+
+    def plan_sweep(self, names: Sequence[str] | None = None, *, retention: Retention = KEEP) -> SweepPlan:
+        """What `sweep` would do."""
+        return plan_sweep(self._store, models=names, retention=retention, users=self._running)
+
+    def sweep(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        retention: Retention = KEEP,
+        progress: Progress = lambda _: None,
+    ) -> Swept:
+        """Delete what no alias, application, lease or rule needs."""
+        return sweep(
+            self._store, who=_user(), models=names, retention=retention, users=self._running, progress=progress
+        )
+
+    def delete(self, name: str, version: int, *, why: str) -> Tombstone:
+        """Delete one version for good. Raises VersionHeld with what needs it."""
+        return delete_version(self._store, name, version, who=_user(), why=why, users=self._running)
+
+    @property
+    def _store(self) -> Store:
+        return self._platform.store
+
+    def _running(self, name: str) -> Mapping[int, str]:
+        """The versions of the model that living replicas say they serve."""
+        return {
+            report.version: f"application {app.name} runs it"
+            for app in desired.read_desired(self._store)
+            if app.spec.model.partition("@")[0] == name
+            for report in living(read_reports(self._store, app.name), time.time())
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Model:
+    """One model of the registry: `model["production"]`, `model["v3"]` and `model[3]` are its versions."""
+
+    models: Models
+    name: str
+
+    def __getitem__(self, which: str | int) -> Artifact:
+        if isinstance(which, int):
+            which = version_name(which)
+        mark = ":" if re.fullmatch(r"v[0-9]+", which) else "@"
+        return self.models.get(f"{self.name}{mark}{which}")
+
+    def __iter__(self) -> Iterator[Artifact]:
+        return iter(self.versions)
+
+    @property
+    def versions(self) -> Sequence[Artifact]:
+        return self.models.versions(self.name)
+
+    @property
+    def aliases(self) -> Mapping[str, int]:
+        return {alias.alias: alias.version for alias in self.models.aliases(self.name)}
+
+    def __repr__(self) -> str:
+        aliases = "".join(f", {alias}=v{version}" for alias, version in self.aliases.items())
+        return f"Model({self.name!r}, {len(self.versions)} versions{aliases})"
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        at: dict[int, list[str]] = {}
+        for alias, version in self.aliases.items():
+            at.setdefault(version, []).append(alias)
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                f"<td>{html.escape(cell)}</td>"
+                for cell in (
+                    version_name(artifact.version),
+                    ", ".join(at.get(artifact.version, ())),
+                    f"{artifact.metadata.parameters:,}",
+                    artifact.metadata.dtype,
+                    ", ".join(f"{key} {value:.4g}" for key, value in artifact.metrics.items()),
+                    artifact.digest[:19],
+                )
+            )
+            + "</tr>"
+            for artifact in self.versions
+        )
+        head = "".join(
+            f"<th>{title}</th>" for title in ("version", "aliases", "parameters", "dtype", "metrics", "digest")
+        )
+        return f"<table><caption>{html.escape(self.name)}</caption><tr>{head}</tr>{rows}</table>"
 
 
 class Apps:

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -40,7 +41,7 @@ class _Frozen(BaseModel):
 class StoreSettings(_Frozen):
     """Where the object store is and how to sign requests. `endpoint` None: AWS's own, by region.
 
-    Without keys, the machine's own role or web identity is used.
+    Without keys, the AWS chain is asked: environment, profile, SSO, web identity, container or machine role.
     """
 
     endpoint: str | None = None
@@ -49,6 +50,12 @@ class StoreSettings(_Frozen):
     access_key_id: str | None = None
     secret_access_key: SecretStr | None = None
     session_token: SecretStr | None = None
+    profile: str | None = None
+    """A profile of ~/.aws/config, where no keys are given; None: AWS_PROFILE, or the default one."""
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    """Asked of S3 for every object that is written; None: the bucket's own default."""
+    kms_key_id: str | None = None
+    """With aws:kms, the key; None: the account's own for S3."""
 
     @property
     def is_loopback(self) -> bool:

@@ -4,19 +4,25 @@
 machines. Either may be told "no" because its first answer was lost and the client asked again; who needs to know reads
 the object back and looks for a mark of its own (see `commit.py`).
 
-Retries are bounded and jittered: five within the client for each request, and for temporary failures other than a
-refused connection a few rounds more. Nothing here is specific to one S3; boto3 is used for buckets alone.
+Retries are bounded and jittered: five within the client for each request, then rounds of our own (`pause_s`) that wait
+as long as a throttling store asks for. Credentials are those of the settings, else whatever the AWS chain finds
+(environment, profile, SSO, web identity, container or machine role). Nothing here is specific to one S3; boto3 is used
+for buckets and credentials alone.
 """
 
 from __future__ import annotations
 
+import enum
+import itertools
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,11 +47,18 @@ Result = TypeVar("Result")
 # The client's own retries: refused connections are reported within these 4 s.
 CLIENT_RETRIES = 5
 CLIENT_RETRY_LIMIT = timedelta(seconds=4)
-# Rounds of client retries for "slow down", 5xx and broken connections, with the longest pause between them.
-ROUNDS = 4
+# Rounds over the client's retries, and the longest pause between two that we choose ourselves.
+ROUNDS = 6
 LONGEST_PAUSE_S = 4.0
-DOWNLOAD_CHUNK = 8 * 2**20
+# A store that has answered before and refuses now is being restarted: it is waited for this long.
+RESTART_S = 30.0
+# The longest Retry-After that is followed.
+LONGEST_RETRY_AFTER_S = 60.0
+CHUNK = 8 * 2**20
 LINK_VALID = timedelta(minutes=15)
+# S3 takes 10,000 parts of one object.
+MOST_PARTS = 9_000
+UPLOADS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,38 @@ class ObjectInfo:
     modified: datetime
 
 
+@dataclass(frozen=True)
+class Upload:
+    """A multipart upload that is not finished."""
+
+    key: str
+    id: str
+    begun: datetime
+
+
+class Trouble(enum.Enum):
+    """What kind of failure a request met."""
+
+    FINAL = enum.auto()  # asking again changes nothing
+    REFUSED = enum.auto()  # nothing listens
+    THROTTLED = enum.auto()  # 429, 503: asked for less
+    BROKEN = enum.auto()  # 5xx, or a connection that broke or timed out after it stood
+
+
+def pause_s(trouble: Trouble, *, round_number: int, elapsed_s: float, answered_before: bool) -> float | None:
+    """Seconds to wait before the next round, drawn at random; None: give up. `round_number` counts from 0.
+
+    A refused connection is final, unless the store has answered before: then it is being restarted.
+    """
+    if trouble is Trouble.REFUSED:
+        return random.uniform(0.2, 1.0) if answered_before and elapsed_s < RESTART_S else None
+    if trouble is Trouble.FINAL or round_number >= ROUNDS - 1:
+        return None
+    longest = min(LONGEST_PAUSE_S, 0.5 * 2**round_number)
+    # Where the store asks for less, no round comes at once.
+    return random.uniform(longest / 2 if trouble is Trouble.THROTTLED else 0, longest)
+
+
 class Store:
     """One bucket. Safe to share between threads."""
 
@@ -73,13 +118,15 @@ class Store:
         self.settings = settings
         self._client = client
         self._connections = Connections()
+        self._answered = False
+        self._quiet_until = 0.0  # monotonic; what a throttling store has asked of all threads
 
     def __repr__(self) -> str:
         return f"Store({self.place})"
 
     @classmethod
     def connect(cls, settings: StoreSettings) -> Store:
-        """A store by its settings. Nothing is sent yet, so this succeeds where no server answers.
+        """A store by its settings. Nothing is sent to it yet, so this succeeds where no server answers.
 
         Plain http is spoken on loopback only. Raises SettingsError for any other http endpoint.
         """
@@ -146,7 +193,7 @@ class Store:
 
         def read() -> None:
             with path.open("wb") as file:
-                for chunk in obstore.get(self._client, key).stream(min_chunk_size=DOWNLOAD_CHUNK):
+                for chunk in obstore.get(self._client, key).stream(min_chunk_size=CHUNK):
                     file.write(chunk)
 
         self._ask("get", key, read)
@@ -202,7 +249,7 @@ class Store:
 
     def ensure_bucket(self) -> None:
         """Create the bucket if it is missing. Raises StoreUnreachable, StoreError."""
-        client = self._boto()
+        client = self._boto
         with self._boto_errors("create bucket"):
             try:
                 region = self.settings.region
@@ -215,39 +262,91 @@ class Store:
             except client.exceptions.BucketAlreadyOwnedByYou:
                 return
 
-    def abort_uploads(self, *, older_than: timedelta) -> int:
-        """Drop multipart uploads that were begun before that and never finished; returns how many there were."""
-        client = self._boto()
-        before, count = datetime.now(UTC) - older_than, 0
+    def unfinished_uploads(self, prefix: str = "", *, older_than: timedelta) -> tuple[Upload, ...]:
+        """Multipart uploads that were begun before that and never finished: nobody sees them, and they take room."""
+        client = self._boto
+        before = datetime.now(UTC) - older_than
         with self._boto_errors("list uploads"):
-            for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=self.settings.bucket):
-                for upload in page.get("Uploads", []):
-                    if upload["Initiated"] <= before:
-                        client.abort_multipart_upload(
-                            Bucket=self.settings.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                        )
-                        count += 1
-        return count
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.settings.bucket, Prefix=prefix)
+            found = [
+                Upload(each["Key"], each["UploadId"], each["Initiated"])
+                for page in pages
+                for each in page.get("Uploads", [])
+            ]
+        return tuple(upload for upload in found if upload.begun <= before)
+
+    def abort_uploads(self, prefix: str = "", *, older_than: timedelta) -> int:
+        """Drop those uploads; returns how many there were. Repeating it does no harm."""
+        found = self.unfinished_uploads(prefix, older_than=older_than)
+        client = self._boto
+        for upload in found:
+            with self._boto_errors("abort an upload"), suppress(client.exceptions.NoSuchUpload):
+                client.abort_multipart_upload(Bucket=self.settings.bucket, Key=upload.key, UploadId=upload.id)
+        return len(found)
 
     def _put(self, key: str, data: bytes | Path, mode: PutMode | None) -> str:
         import obstore
 
         verb = "put" if mode is None else "create" if mode == "create" else "swap"
-        return self._ask(verb, key, lambda: obstore.put(self._client, key, data, mode=mode)["e_tag"] or "")
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+
+        def write() -> str:
+            answer = obstore.put(
+                self._client,
+                key,
+                data,
+                mode=mode,
+                # Nobody wants the parts of what a single request can carry.
+                use_multipart=size > CHUNK and mode is None,
+                chunk_size=max(CHUNK, -(-size // MOST_PARTS)),
+                max_concurrency=UPLOADS_AT_ONCE,
+            )
+            return answer["e_tag"] or ""
+
+        return self._ask(verb, key, write)
 
     def _ask(self, verb: str, key: str, request: Callable[[], Result]) -> Result:
         """One request with its rounds of retries, its failures in our own words."""
         from obstore.exceptions import BaseError
 
-        for round_number in range(ROUNDS):
+        begun = time.monotonic()
+        for round_number in itertools.count():
+            time.sleep(max(0.0, self._quiet_until - time.monotonic()))
             try:
-                return request()
-            except (BaseError, FileNotFoundError, FileExistsError, PermissionError, OSError) as error:
-                ours = self._translate(verb, key, error)
-                if round_number == ROUNDS - 1 or not _is_temporary(error):
+                result = request()
+            except (BaseError, OSError) as error:
+                ours, trouble = self._translate(verb, key, error), _trouble(verb, error)
+                self._answered |= trouble is not Trouble.REFUSED
+                wait = pause_s(
+                    trouble,
+                    round_number=round_number,
+                    elapsed_s=time.monotonic() - begun,
+                    answered_before=self._answered,
+                )
+                if wait is None:
                     raise ours from error
-            time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, 0.5 * 2**round_number)))
-        raise AssertionError("the last round returns or raises")
+                if trouble is Trouble.THROTTLED:
+                    self._quiet_until = time.monotonic() + self._asked_wait_s(key)
+                time.sleep(wait)
+            else:
+                self._answered = True
+                return result
+        raise AssertionError("counting does not end")
+
+    def _asked_wait_s(self, key: str) -> float:
+        """The Retry-After of a throttling store, 0 if it names none. The client hides the header, so this asks once
+        more, by a signed link.
+        """
+        import httpx
+        import obstore
+
+        try:
+            link = obstore.sign(self._client, "HEAD", key, timedelta(minutes=1))
+            answer = httpx.head(link, timeout=10, trust_env=not self.settings.is_loopback)
+            asked = float(answer.headers.get("Retry-After", 0)) if answer.status_code in (429, 503) else 0.0
+        except (httpx.HTTPError, ValueError):  # a date, or no answer: our own pause will do
+            return 0.0
+        return min(max(asked, 0.0), LONGEST_RETRY_AFTER_S)
 
     def _translate(self, verb: str, key: str, error: Exception) -> StoreError:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
@@ -276,12 +375,13 @@ class Store:
             )
         return StoreError(f"the store failed to {verb} {key!r}: {_first_line(text)}", where=self.place)
 
+    @cached_property
     def _boto(self) -> Any:  # Any: boto3 makes its clients at run time
         import boto3
         from botocore.config import Config
 
         settings = self.settings
-        return boto3.client(
+        return boto3.Session(profile_name=settings.profile if settings.access_key_id is None else None).client(
             "s3",
             endpoint_url=settings.endpoint,
             region_name=settings.region,
@@ -331,8 +431,12 @@ def _client(settings: StoreSettings) -> S3Store:
         "access_key_id": settings.access_key_id,
         "secret_access_key": _reveal(settings.secret_access_key),
         "session_token": _reveal(settings.session_token),
+        "server_side_encryption": settings.encryption,
+        "sse_kms_key_id": settings.kms_key_id,
     }
     config.update({name: value for name, value in optional.items() if value is not None})
+    if settings.access_key_id is None:
+        config["credential_provider"] = _aws_chain(settings)
     return S3Store(
         settings.bucket,
         client_options={"allow_http": settings.is_loopback, "connect_timeout": "2s", "timeout": "120s"},
@@ -347,6 +451,28 @@ def _client(settings: StoreSettings) -> S3Store:
         },
         **config,
     )
+
+
+def _aws_chain(settings: StoreSettings) -> Any:  # Any: obstore's provider is a callable of its own type
+    """Whatever boto3 finds: environment, profile, SSO, web identity, container or machine role; renewed in time."""
+    import boto3
+    from botocore.exceptions import ProfileNotFound
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        return Boto3CredentialProvider(boto3.Session(region_name=settings.region, profile_name=settings.profile))
+    except ProfileNotFound as error:
+        raise SettingsError(
+            f"AWS's configuration has no profile {settings.profile!r}",
+            where="store.profile",
+            do="see `aws configure list-profiles`",
+        ) from error
+    except ValueError as error:
+        raise SettingsError(
+            "the settings hold no keys for the store, and AWS's chain finds none",
+            where=f"store.access_key_id, bucket {settings.bucket}",
+            do="run `aws configure` or `aws sso login`, set AWS_PROFILE, or give the node a role",
+        ) from error
 
 
 def _refuse_plain_http(settings: StoreSettings) -> None:
@@ -368,17 +494,22 @@ def _info(meta: Any) -> ObjectInfo:  # Any: obstore's ObjectMeta is a TypedDict 
 
 
 def _is_refused(text: str) -> bool:
-    return "kind: Connect" in text or "ConnectionRefused" in text or "tcp connect error" in text
+    # "kind: Connect," is reqwest's; "kind: ConnectionReset" is a connection that stood.
+    return "kind: Connect," in text or "ConnectionRefused" in text or "tcp connect error" in text
 
 
-def _is_temporary(error: Exception) -> bool:
-    """Worth another round: 429, 5xx, and connections that broke or timed out after they stood."""
+def _trouble(verb: str, error: Exception) -> Trouble:
     text = str(error)
+    if verb == "put" and ("NoSuchUpload" in text or "InvalidPart" in text):
+        return Trouble.BROKEN  # the store forgot the upload, or its end was done and the answer lost: from the start
     if _is_refused(text):
-        return False
-    return any(f"status: {code}" in text for code in (429, 500, 502, 503, 504)) or (
-        "HTTP error" in text and "status:" not in text
-    )
+        return Trouble.REFUSED
+    status = re.search(r"status(?: code)?: (\d{3})", text)
+    if status is not None:
+        code = int(status[1])
+        throttled = code == 429 or (code == 503 and "InternalError" not in text)
+        return Trouble.THROTTLED if throttled else Trouble.BROKEN if code in (500, 502, 504, 503) else Trouble.FINAL
+    return Trouble.BROKEN if "HTTP error" in text or "kind: Interrupted" in text else Trouble.FINAL
 
 
 def _unreachable(place: str) -> StoreUnreachable:

@@ -1,9 +1,24 @@
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 
-from heliostat.commit import commit, newest_complete, read_file, read_manifest
-from heliostat.errors import CorruptArtifact, ObjectExists
+from heliostat.commit import (
+    PART_BYTES,
+    Manifest,
+    Parts,
+    Source,
+    commit,
+    describe,
+    newest_complete,
+    read_file,
+    read_manifest,
+    unnamed,
+)
+from heliostat.errors import CorruptArtifact, ObjectExists, UsageError
 from heliostat.events import Spool, read_events, ship_spool
 from heliostat.store import Store
 
@@ -50,7 +65,58 @@ def test_a_manifest_that_reaches_outside_itself_is_refused(store: Store) -> None
         read_manifest(store, "m/v1/manifest.json")
 
 
-def test_events_are_shipped_once_even_if_the_note_was_lost(store: Store, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def _checkpoint(store: Store, step: int, files: Mapping[str, bytes | Path]) -> Manifest:
+    folder = f"checkpoints/r/{step:012d}"
+    return commit(store, folder, files, manifest_key=f"{folder}/manifest.json", attempt="x")
+
+
+def test_the_newest_that_is_whole_is_found_behind_those_that_are_not(store: Store) -> None:
+    whole = _checkpoint(store, 10, {"a": b"1", "b": b"2"})
+    gone, short, unreadable = (_checkpoint(store, step, {"a": b"12"}) for step in (20, 30, 40))
+    store.delete(gone.key("a"))
+    store.put(short.key("a"), b"1")
+    store.put(f"{unreadable.prefix}/manifest.json", b"{")
+    assert newest_complete(store, "checkpoints/r/") == whole
+    store.delete(whole.key("b"))
+    assert newest_complete(store, "checkpoints/r/") is None
+
+
+def test_what_no_manifest_names_is_told(store: Store) -> None:
+    made = _checkpoint(store, 10, {"a": b"1"})
+    store.put(f"{made.prefix}/dead/a", b"half")
+    listing = [info for info in store.list("checkpoints/r") if not info.key.endswith("/manifest.json")]
+    assert [info.key for info in unnamed(listing, [made])] == [f"{made.prefix}/dead/a"]
+
+
+def test_digests_of_a_large_file_are_those_of_its_bytes_and_it_is_read_once(store: Store, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (2 * PART_BYTES // 256) + b"tail"
+    (tmp_path / "w").write_bytes(data)
+    read: list[int] = []
+    source = Source.of(tmp_path / "w", read.append)
+    assert sum(read) == len(data)
+    assert source.entry == describe(data)
+    assert source.entry.sha256 == hashlib.sha256(data).hexdigest()
+    assert source.entry.parts is not None
+    assert [len(source.entry.parts.blake3), source.entry.parts.size] == [3, PART_BYTES]
+    made = _checkpoint(store, 1, {"w": source.content})
+    assert made.files["w"] == source.entry
+    assert describe(b"").parts == Parts(size=PART_BYTES, blake3=())
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read.*nothing"):
+        Source.of(tmp_path / "nothing")
+
+
+def test_a_manifest_whose_parts_do_not_cover_its_file_is_refused(store: Store) -> None:
+    made = _checkpoint(store, 1, {"a": b"1"})
+    key = f"{made.prefix}/manifest.json"
+    store.put(key, store.get(key).data.replace(b'"size":1,', b'"size":99999999,'))
+    with pytest.raises(CorruptArtifact, match="cannot be read"):
+        read_manifest(store, key)
+
+
+def test_events_are_shipped_once_even_if_the_note_was_lost(store: Store, tmp_path: Path) -> None:
     spool = Spool(tmp_path, "a")
     spool.emit("one")
     assert ship_spool(store, tmp_path) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from heliostat.cluster import ports, store_server
+from heliostat.cluster import embedded, ports, store_server
 from heliostat.errors import (
     ClusterError,
     ObjectExists,
@@ -23,7 +23,7 @@ from heliostat.errors import (
     StoreUnreachable,
     SwapLost,
 )
-from heliostat.settings import StoreSettings
+from heliostat.settings import Settings, StoreSettings
 from heliostat.store import Store
 
 pytestmark = pytest.mark.real
@@ -67,6 +67,69 @@ def test_a_large_file_goes_up_in_parts_and_comes_back_whole(store: Store, tmp_pa
     store.download("large", back)
     assert back.read_bytes() == source.read_bytes()
     assert store.abort_uploads(older_than=timedelta(0)) == 0
+
+
+def test_an_upload_that_was_never_finished_is_found_and_dropped_by_age_and_prefix(store: Store) -> None:
+    for key in ("models/m/w", "other/w"):
+        store._boto.create_multipart_upload(Bucket=store.settings.bucket, Key=key)
+    assert store.unfinished_uploads(older_than=timedelta(hours=1)) == ()
+    assert [upload.key for upload in store.unfinished_uploads("models/", older_than=timedelta(0))] == ["models/m/w"]
+    assert store.abort_uploads("models/", older_than=timedelta(0)) == 1
+    assert [upload.key for upload in store.unfinished_uploads(older_than=timedelta(0))] == ["other/w"]
+
+
+def test_an_embedded_store_drops_at_its_start_what_killed_writers_left(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        cluster="test",
+        dashboard_url="http://127.0.0.1:1",
+        gcs_address="127.0.0.1:1",
+        serve_url="http://127.0.0.1:1",
+        store=store.settings,
+        spool=tmp_path,
+    )
+    store._boto.create_multipart_upload(Bucket=store.settings.bucket, Key="models/m/w")
+    embedded._ensure_bucket(settings)
+    assert len(store.unfinished_uploads(older_than=timedelta(0))) == 1  # its writer may live
+    monkeypatch.setattr(embedded, "ABANDONED", timedelta(0))
+    embedded._ensure_bucket(settings)
+    assert store.unfinished_uploads(older_than=timedelta(0)) == ()
+
+
+def test_keys_that_are_not_given_come_from_the_aws_chain(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = store.settings.secret_access_key
+    assert secret is not None
+    for name, key in (("default", "nobody"), ("team", store.settings.access_key_id)):
+        with (tmp_path / "credentials").open("a") as file:
+            file.write(f"[{name}]\naws_access_key_id={key}\naws_secret_access_key={secret.get_secret_value()}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    bare = store.settings.model_copy(update={"access_key_id": None, "secret_access_key": None})
+    with pytest.raises(StoreError, match="access key"):
+        Store.connect(bare).put("a", b"x")
+    by_setting = Store.connect(bare.model_copy(update={"profile": "team"}))
+    by_setting.put("a", b"x")
+    by_setting.ensure_bucket()
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    assert Store.connect(bare).get("a").data == b"x"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")  # the chain's order: the environment comes first
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.delenv("AWS_PROFILE")
+    with pytest.raises(StoreError, match="access key"):
+        Store.connect(bare).get("a")
+
+
+def test_no_keys_anywhere_are_told_with_the_ways_to_get_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    settings = StoreSettings(endpoint="https://127.0.0.1:1", bucket="abc")
+    with pytest.raises(SettingsError, match="aws sso login"):
+        Store.connect(settings)
+    with pytest.raises(SettingsError, match="no profile 'team'"):
+        Store.connect(settings.model_copy(update={"profile": "team"}))
 
 
 def test_a_prefix_lists_whole_segments_only(store: Store) -> None:

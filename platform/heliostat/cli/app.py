@@ -9,7 +9,8 @@ import typer
 
 from heliostat.cli import apply as on_kubernetes
 from heliostat.cli import render as rendering
-from heliostat.cli.model_load_test import load_test
+from heliostat.cli.model import model
+from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
@@ -20,15 +21,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 job = typer.Typer(help="Training jobs on the spot groups.", no_args_is_help=True)
-model = typer.Typer(help="Artifacts and aliases in the model registry.", no_args_is_help=True)
 apps = typer.Typer(help="Serving applications and their releases.", no_args_is_help=True)
 cost = typer.Typer(help="Where the GPU-seconds went.", no_args_is_help=True)
 chaos = typer.Typer(help="Faults on purpose, on an embedded cluster.", no_args_is_help=True)
 for name, group in (("plan", plan), ("job", job), ("model", model), ("app", apps), ("cost", cost), ("chaos", chaos)):
     app.add_typer(group, name=name)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Cluster = Annotated[str | None, typer.Option("--cluster", help="Which cluster; the current one if not given.")]
 
 
 @app.callback()
@@ -161,82 +158,6 @@ def job_stop(job_id: str, cluster: Cluster = None) -> None:
 
     Platform.connect(cluster).jobs.stop(job_id)
     print_progress(f"stopping {job_id}")
-
-
-@model.command("list")
-def model_list(cluster: Cluster = None, json: Json = False) -> None:
-    """Every model, its versions and where `production` points."""
-    from heliostat.sdk import Platform
-
-    models = Platform.connect(cluster).models
-    rows = []
-    for name in models.list():
-        alias = models.alias(name)
-        rows += [
-            (name, f"v{a.version}", "production" if alias and alias.version == a.version else "", a.digest, a.metrics)
-            for a in models.versions(name)
-        ]
-    if json:
-        print_json([dict(zip(("model", "version", "alias", "digest", "metrics"), row, strict=True)) for row in rows])
-        return
-    table = [(n, v, al, d[:19], ", ".join(f"{k} {x:.4g}" for k, x in m.items())) for n, v, al, d, m in rows]
-    print_table(("model", "version", "alias", "digest", "metrics"), table)
-
-
-@model.command("show")
-def model_show(
-    reference: Annotated[str, typer.Argument(help="name@alias or name:v3")], cluster: Cluster = None
-) -> None:
-    """The manifest of one version: files, digests, metrics, lineage."""
-    from heliostat.sdk import Platform
-
-    print_json(Platform.connect(cluster).models.get(reference))
-
-
-@model.command("publish")
-def model_publish(
-    name: Annotated[str, typer.Argument(help="The model; its next version is claimed.")],
-    run: Annotated[str, typer.Argument(help="A finished run, as job list shows it.")],
-    cluster: Cluster = None,
-    json: Json = False,
-) -> None:
-    """Make a run's output the model's next version; the same content again is the same version."""
-    from heliostat.sdk import Platform
-
-    platform = Platform.connect(cluster)
-    artifact = platform.models.publish(platform.jobs.result(run), name=name)
-    if json:
-        print_json({"model": artifact.name, "version": f"v{artifact.version}", "digest": artifact.digest})
-    else:
-        print_progress(f"{artifact.name} v{artifact.version} ({artifact.digest[:19]})")
-
-
-@model.command("history")
-def model_history(name: str, cluster: Cluster = None, json: Json = False) -> None:
-    """Where `production` has pointed: who moved it, when and why."""
-    from heliostat.errors import UnknownAlias
-    from heliostat.sdk import Platform
-
-    alias = Platform.connect(cluster).models.alias(name)
-    if alias is None:
-        raise UnknownAlias(f"{name} has no alias production", do="heliostat model list")
-    if json:
-        print_json(alias)
-        return
-    rows = [
-        (
-            f"{m.at:%Y-%m-%d %H:%M:%S} UTC",
-            m.who,
-            f"v{m.from_version}" if m.from_version else None,
-            f"v{m.to_version}",
-            m.why,
-        )
-        for m in alias.history
-    ]
-    print_table(("when", "who", "from", "to", "why"), rows)
-
-
-model.command("load-test")(load_test)
 
 
 @apps.command("deploy")

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
@@ -31,6 +32,8 @@ from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
 from heliostat.settings import Settings, StoreSettings, home, make_current, save
 
 HEAD_START_LIMIT_S = 60.0
+# No upload of somebody who lives takes so long on one machine.
+ABANDONED = timedelta(hours=1)
 Progress = Callable[[str], None]
 
 
@@ -285,7 +288,11 @@ def _start_store(settings: Settings, folder: Path, record: ClusterRecord, env: d
 def _ensure_bucket(settings: Settings) -> None:
     from heliostat.store import Store
 
-    Store.connect(settings.store).ensure_bucket()
+    store = Store.connect(settings.store)
+    store.ensure_bucket()
+    if settings.store.is_loopback:
+        # What killed writers left half uploaded. In a bucket on S3, `heliostat model sweep` sees to it.
+        store.abort_uploads(older_than=ABANDONED)
 
 
 def _start_head(

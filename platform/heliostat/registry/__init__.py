@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from heliostat.registry.aliases import Alias, AliasMove, get_alias, move_alias, must_get_alias, rollback_alias
+from heliostat.registry.aliases import (
+    Alias,
+    AliasMove,
+    get_alias,
+    list_aliases,
+    move_alias,
+    must_get_alias,
+    rollback_alias,
+)
 from heliostat.registry.artifacts import (
     Artifact,
     ArtifactMetadata,
+    Damaged,
+    Deleted,
     Lineage,
+    Version,
     artifact_digest,
     get_version,
     list_models,
     list_versions,
     publish,
     resolve,
+    scan,
 )
 from heliostat.registry.cache import NodeCache, node_cache
+from heliostat.registry.card import model_card
+from heliostat.registry.diff import ModelDiff, diff
+from heliostat.registry.holds import lease
 from heliostat.registry.loading import (
     ArtifactFiles,
     Loaded,
@@ -26,6 +41,9 @@ from heliostat.registry.loading import (
     load_tensors,
     on_meta,
 )
+from heliostat.registry.sweep import Retention, SweepPlan, Swept, delete_version, plan_sweep, sweep
+from heliostat.registry.transfer import Finding, files_of, pull, verify
+from heliostat.registry.versions import Tombstone
 
 __all__ = [
     "Alias",
@@ -33,14 +51,28 @@ __all__ = [
     "Artifact",
     "ArtifactFiles",
     "ArtifactMetadata",
+    "Damaged",
+    "Deleted",
+    "Finding",
     "Lineage",
     "Loaded",
     "NodeCache",
     "Phases",
+    "ModelDiff",
+    "Retention",
+    "SweepPlan",
+    "Swept",
+    "Tombstone",
+    "Version",
     "artifact_digest",
+    "delete_version",
+    "diff",
     "download",
+    "files_of",
     "get_alias",
     "get_version",
+    "lease",
+    "list_aliases",
     "list_models",
     "list_versions",
     "load_file",
@@ -51,7 +83,13 @@ __all__ = [
     "must_get_alias",
     "node_cache",
     "on_meta",
+    "model_card",
+    "plan_sweep",
     "publish",
+    "pull",
     "resolve",
     "rollback_alias",
+    "scan",
+    "sweep",
+    "verify",
 ]

@@ -1,8 +1,4 @@
-"""Immutable versions of models: published whole or not at all, found by version or alias; loading.py reads them.
-
-    models/<name>/v<N>/manifest.json        the claim of the version, created last and only if absent
-    models/<name>/v<N>/<attempt>/<file>     its files
-    models/<name>/aliases/<alias>.json      see aliases.py
+"""Immutable versions of models: published whole or not at all, found by version or alias. `versions.py` has the keys.
 
 The digest covers path, size and sha256 of the files alone, so equal files have an equal digest.
 """
@@ -10,22 +6,50 @@ The digest covers path, size and sha256 of the files alone, so equal files have 
 from __future__ import annotations
 
 import hashlib
-import json
+import random
 import re
-import struct
+import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from heliostat.commit import FileEntry, Manifest, commit, describe, read_manifest
-from heliostat.errors import CorruptArtifact, ObjectExists, UnknownModel, UnknownVersion, UnsafeArtifact, UsageError
+from heliostat.commit import (
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+    Moved,
+    Source,
+    seal,
+    upload,
+)
+from heliostat.errors import (
+    CorruptArtifact,
+    ObjectExists,
+    RegistryError,
+    UnknownModel,
+    UnknownVersion,
+    UnsafeArtifact,
+    UsageError,
+)
 from heliostat.names import check_name, check_path, parse_version, version_name
 from heliostat.registry.aliases import must_get_alias
+from heliostat.registry.formats import TensorFacts, check_content, check_name_is_safe
+from heliostat.registry.versions import (
+    Tombstone,
+    files_prefix,
+    folder,
+    manifest_key,
+    read_version,
+    version_numbers,
+)
 from heliostat.store import Store
 
-SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".md")
+MANIFESTS_AT_ONCE = 8
+LONGEST_CLAIM_PAUSE_S = 1.0
 _REFERENCE = re.compile(r"([^@:]+)(?:@([^@:]+)|:([^@:]+))")
 
 
@@ -45,17 +69,22 @@ class Lineage(_Frozen):
 
 
 class ArtifactMetadata(_Frozen):
+    """What is said about a version. `parameters`, `dtype` and `vram_bytes` left at 0 or "" are read off the weights."""
+
     framework: str
+    format: str = "safetensors"
     metrics: dict[str, float] = Field(default_factory=dict)
     lineage: Lineage
-    parameters: int
-    dtype: str
+    parameters: int = 0
+    dtype: str = ""
+    vram_bytes: int = 0
+    """What the weights alone take on the device: the sum of their tensors. What a forward pass adds is not in it."""
     licence: str
     tags: dict[str, str] = Field(default_factory=dict)
 
 
 class Artifact(_Frozen):
-    """One version. `files` is what its digest covers."""
+    """One version. `manifest.files` is what its digest covers."""
 
     name: str
     version: int
@@ -67,6 +96,27 @@ class Artifact(_Frozen):
     def metrics(self) -> dict[str, float]:
         return self.metadata.metrics
 
+    @property
+    def reference(self) -> str:
+        return f"{self.name}:{version_name(self.version)}"
+
+
+class Damaged(_Frozen):
+    """A version whose manifest cannot be read or is not its own. The others of the model live on."""
+
+    name: str
+    version: int
+    error: str
+
+
+class Deleted(_Frozen):
+    name: str
+    version: int
+    tombstone: Tombstone
+
+
+Version = Artifact | Damaged | Deleted
+
 
 class _Body(_Frozen):
     name: str
@@ -75,70 +125,104 @@ class _Body(_Frozen):
     metadata: ArtifactMetadata
 
 
-def publish(store: Store, *, name: str, files: Mapping[str, Path | bytes], metadata: ArtifactMetadata) -> Artifact:
+def publish(
+    store: Store,
+    *,
+    name: str,
+    files: Mapping[str, Path | bytes],
+    metadata: ArtifactMetadata,
+    read: Moved = lambda _: None,
+    sent: Moved = lambda _: None,
+) -> Artifact:
     """The files as the next version of the model, or the version that has the same content already.
 
-    Versions are claimed without gap by creating the manifest; a publisher that comes second tries the next number.
+    The files go up once. Then a number is claimed by creating its manifest, only if absent; a publisher that comes
+    second tries the next number, so there are neither gaps nor duplicates. Killed at any line it leaves nothing that a
+    reader sees, and may be repeated. `read` and `sent` are told of bytes, for a progress bar.
     Raises UnsafeArtifact for what is not safetensors, JSON or text, before anything is written.
     """
     check_name(name, what="model name")
-    # Read once: a file that changed between the digest and the upload would claim a version that nobody can load.
-    contents = {path: data if isinstance(data, bytes) else data.read_bytes() for path, data in files.items()}
-    _refuse_unsafe(contents)
-    digest = artifact_digest({path: describe(content) for path, content in contents.items()})
-    attempt = uuid.uuid4().hex[:12]
-    known = list_versions(store, name)
-    while True:
-        for artifact in known:
-            if artifact.digest == digest:
-                return artifact
-        version = len(known) + 1
-        folder = f"models/{name}/{version_name(version)}"
+    metadata = _measured(metadata, _check(files))
+    sources = {path: Source.of(content, read) for path, content in files.items()}
+    digest = artifact_digest({path: source.entry for path, source in sources.items()})
+    known = scan(store, name)
+    twin = _with_digest(known, digest)
+    if twin is not None:
+        return twin
+    attempt, begun = uuid.uuid4().hex[:12], time.time()
+    entries = upload(store, files_prefix(name), sources, attempt=attempt, moved=sent)
+    for losses in count():
+        version = max(known, default=0) + 1
         body = _Body(name=name, version=version, digest=digest, metadata=metadata)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            prefix=files_prefix(name),
+            attempt=attempt,
+            files=entries,
+            body=body.model_dump_json(),
+        )
         try:
-            manifest = commit(
-                store,
-                folder,
-                contents,
-                manifest_key=f"{folder}/manifest.json",
-                attempt=attempt,
-                body=body.model_dump_json(),
-            )
+            return _artifact(seal(store, manifest, key=manifest_key(name, version), begun=begun))
         except ObjectExists:
-            known = list_versions(store, name)
-            continue
-        return _artifact(manifest)
+            # Many publishers that come back at once would queue for the same key again.
+            time.sleep(random.uniform(0, min(LONGEST_CLAIM_PAUSE_S, 0.01 * 2**losses)))
+            known = scan(store, name, known)
+        twin = _with_digest(known, digest)
+        if twin is not None:
+            _remove(store, manifest)
+            return twin
+    raise AssertionError("counting does not end")
 
 
 def resolve(store: Store, reference: str) -> Artifact:
     """`name@alias` or `name:v3`. Raises UnknownModel, UnknownAlias, UnknownVersion with what there is."""
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise UsageError(f"{reference!r} names no version", do="write name@production or name:v3")
+        raise UsageError(f"{reference[:200]!r} names no version", do="write name@production or name:v3")
     name, alias, version = check_name(match[1], what="model name"), match[2], match[3]
     number = must_get_alias(store, name, alias).version if alias else parse_version(version)
     return get_version(store, name, number)
 
 
 def get_version(store: Store, name: str, version: int) -> Artifact:
-    manifest = read_manifest(store, f"models/{name}/{version_name(version)}/manifest.json")
-    if manifest is not None:
-        return _artifact(manifest)
-    known = _version_numbers(store, name)
-    if not known:
+    """Raises UnknownModel, UnknownVersion (also for a deleted one, with who deleted it), CorruptArtifact."""
+    found = read_version(store, name, version)
+    if found is not None:
+        stone = found[0]
+        if not isinstance(stone, Tombstone):
+            return _own(_artifact(stone), name, version)
+        raise UnknownVersion(
+            f"{name} {version_name(version)} was deleted by {stone.who} on {stone.at:%Y-%m-%d %H:%M} UTC ({stone.why})",
+            do=_offer(store, name),
+        )
+    if not _numbers(store, name):
         raise UnknownModel(f"there is no model {name!r}", do=f"one of: {', '.join(list_models(store)) or 'none yet'}")
-    raise UnknownVersion(
-        f"{name} has no {version_name(version)}", do=f"one of: {', '.join(version_name(n) for n in known)}"
-    )
+    raise UnknownVersion(f"{name} has no {version_name(version)}", do=_offer(store, name))
 
 
 def list_models(store: Store) -> list[str]:
-    return sorted({info.key.split("/")[1] for info in store.list("models/") if info.key.endswith("/manifest.json")})
+    """Every model that ever had a version."""
+    return sorted(version_numbers(store.list("models/")))
 
 
 def list_versions(store: Store, name: str) -> list[Artifact]:
-    """Every published version of the model, oldest first; [] for an unknown model."""
-    return [get_version(store, name, number) for number in _version_numbers(store, name)]
+    """Every version of the model that can be read, oldest first; [] for an unknown model. `scan` has the others too."""
+    return [version for version in scan(store, name).values() if isinstance(version, Artifact)]
+
+
+def scan(store: Store, name: str, known: Mapping[int, Version] | None = None) -> dict[int, Version]:
+    """Every number that was ever claimed, in order, with what stands under it.
+
+    `known` is an earlier answer, which is not asked for again: a version never changes, though it can be deleted.
+    One damaged version does not hide the others.
+    """
+    known = known or {}
+    new = [number for number in _numbers(store, name) if number not in known]
+    if len(new) == 1:
+        return {**known, new[0]: _look(store, name, new[0])}
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE, thread_name_prefix="manifests") as pool:
+        found = dict(zip(new, pool.map(lambda number: _look(store, name, number), new), strict=True))
+    return dict(sorted({**known, **found}.items()))
 
 
 def artifact_digest(files: Mapping[str, FileEntry]) -> str:
@@ -146,52 +230,80 @@ def artifact_digest(files: Mapping[str, FileEntry]) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
-def _version_numbers(store: Store, name: str) -> list[int]:
-    found = []
-    for info in store.list(f"models/{name}"):
-        parts = info.key.split("/")
-        if len(parts) == 4 and parts[3] == "manifest.json":
-            found.append(parse_version(parts[2]))
-    return sorted(found)
+def _check(files: Mapping[str, Path | bytes]) -> TensorFacts:
+    """Every file is one that may be loaded, and no file stands where another has its folder."""
+    if not files:
+        raise UnsafeArtifact("there is nothing to publish", do="give at least the weights")
+    for path in files:
+        check_path(path)
+        check_name_is_safe(path)
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            above = "/".join(parts[:depth])
+            if above in files:
+                raise UsageError(f"{above!r} is a file and the folder of {path!r}", do="rename one of them")
+    try:
+        return TensorFacts.of(chain.from_iterable(check_content(path, content) for path, content in files.items()))
+    except OSError as error:
+        raise UsageError(f"a file cannot be read: {error.strerror}", where=str(error.filename)) from error
+
+
+def _measured(metadata: ArtifactMetadata, facts: TensorFacts) -> ArtifactMetadata:
+    return metadata.model_copy(
+        update={
+            "parameters": metadata.parameters or facts.parameters,
+            "dtype": metadata.dtype or facts.dtype,
+            "vram_bytes": metadata.vram_bytes or facts.bytes,
+        }
+    )
+
+
+def _with_digest(known: Mapping[int, Version], digest: str) -> Artifact | None:
+    return next((each for each in known.values() if isinstance(each, Artifact) and each.digest == digest), None)
+
+
+def _remove(store: Store, manifest: Manifest) -> None:
+    """The files of an attempt that will not be a version, since another published the same meanwhile."""
+    for path in manifest.files:
+        store.delete(manifest.key(path))
+
+
+def _numbers(store: Store, name: str) -> list[int]:
+    return sorted(version_numbers(store.list(folder(name))).get(name, {}))
+
+
+def _offer(store: Store, name: str) -> str:
+    known = [version_name(artifact.version) for artifact in list_versions(store, name)]
+    return f"one of: {', '.join(known)}" if known else "publish one first"
+
+
+def _look(store: Store, name: str, version: int) -> Version:
+    try:
+        found = read_version(store, name, version)
+        if found is None:
+            raise CorruptArtifact("its manifest is gone", where=manifest_key(name, version))
+        if isinstance(found[0], Tombstone):
+            return Deleted(name=name, version=version, tombstone=found[0])
+        return _own(_artifact(found[0]), name, version)
+    except RegistryError as error:
+        return Damaged(name=name, version=version, error=str(error))
 
 
 def _artifact(manifest: Manifest) -> Artifact:
-    body = _Body.model_validate_json(manifest.body)
-    where = f"models/{body.name}/{version_name(body.version)}"
-    if manifest.prefix != where:
-        raise CorruptArtifact(f"its manifest says that it is {where}", where=manifest.prefix)
+    try:
+        body = _Body.model_validate_json(manifest.body)
+    except ValidationError as error:
+        raise CorruptArtifact("its manifest does not describe a version", where=manifest.folder) from error
     if artifact_digest(manifest.files) != body.digest:
-        raise CorruptArtifact("its digest is not that of its files", where=where, do="publish it again")
+        raise CorruptArtifact("its digest is not that of its files", where=manifest.folder, do="publish it again")
+    for path in manifest.files:
+        check_name_is_safe(path)
     return Artifact(name=body.name, version=body.version, digest=body.digest, metadata=body.metadata, manifest=manifest)
 
 
-def _refuse_unsafe(files: Mapping[str, bytes]) -> None:
-    if not files:
-        raise UnsafeArtifact("there is nothing to publish", do="give at least the weights")
-    for path, data in files.items():
-        check_path(path)
-        if not path.endswith(SAFE_SUFFIXES):
-            raise UnsafeArtifact(
-                f"{path} may not be published: only {', '.join(SAFE_SUFFIXES)} are loaded here",
-                do="save weights with safetensors; pickles run code when they are loaded",
-            )
-        if path.endswith(".safetensors"):
-            _check_safetensors(path, data)
-
-
-def _check_safetensors(path: str, content: bytes) -> None:
-    """The header is read, and its tensors must lie end to end up to the last byte, as the format demands."""
-    try:
-        (length,) = struct.unpack("<Q", content[:8])
-        header = json.loads(content[8 : 8 + length])
-        spans = sorted(tuple(entry["data_offsets"]) for key, entry in header.items() if key != "__metadata__")
-        end = 0
-        for begin, after in spans:
-            if begin != end or after < begin:
-                raise ValueError(f"a tensor lies at {begin}..{after}, where the one before ends at {end}")
-            end = after
-        whole = end + 8 + length == len(content)
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UnsafeArtifact(f"{path} is not safetensors: {error}", do="save it with safetensors") from error
-    if not whole:
-        raise UnsafeArtifact(f"{path} is cut off: its header promises more or fewer bytes", do="save it again")
+def _own(artifact: Artifact, name: str, version: int) -> Artifact:
+    if (artifact.name, artifact.version) != (name, version):
+        raise CorruptArtifact(
+            f"its manifest says that it is {artifact.name[:80]} {artifact.version}", where=manifest_key(name, version)
+        )
+    return artifact

@@ -31,6 +31,7 @@ from heliostat.errors import CorruptArtifact, ObjectMissing, UnsafeArtifact
 from heliostat.names import check_path
 from heliostat.registry.artifacts import Artifact
 from heliostat.registry.cache import CachedFile, NodeCache
+from heliostat.registry.formats import check_content, read_header
 from heliostat.store import Store
 
 if TYPE_CHECKING:
@@ -440,6 +441,8 @@ class _Load:
     def files(self, paths: Sequence[str]) -> ArtifactFiles:
         with self._running(paths) as pool:
             contents = self._each(paths, lambda path: self._to_host(path, pool))
+            for path, content in contents.items():
+                _refuse_unsafe(path, content)
             return ArtifactFiles(contents, self._clock.phases(self._threads))
 
     def tensors(self, device: torch.device | str) -> Loaded:
@@ -783,6 +786,15 @@ class _Tensor:
 
 def _weight_files(paths: Mapping[str, object]) -> list[str]:
     return sorted(path for path in paths if path.endswith(".safetensors"))
+
+
+def _refuse_unsafe(path: str, content: memoryview) -> None:
+    """Raises UnsafeArtifact for what `publish` would refuse: a pickle under a safe name that got in by another way."""
+    if path.endswith(".safetensors"):
+        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+        read_header(path, bytes(content[: _LENGTH_BYTES + min(length, len(content))]), len(content))
+    else:
+        check_content(path, bytes(content))
 
 
 def _host_tensors(path: str, content: memoryview) -> dict[str, torch.Tensor]:

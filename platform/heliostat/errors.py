@@ -19,6 +19,7 @@
         PortInUse  ClusterNotUp  ClusterBusy  NodeFailed
       JobError
         JobFailed
+        TrainingSuperseded   another attempt of the run has taken over
       AppError
         AppNotReady
 
@@ -177,6 +178,10 @@ class JobError(HeliostatError):
 
 class JobFailed(JobError):
     """The job ran and ended without its result."""
+
+
+class TrainingSuperseded(JobError):
+    """Raised in a worker that was taken for dead: another attempt of its run goes on."""
 
 
 class AppError(HeliostatError):

@@ -37,6 +37,7 @@ KEEP = 2
 STORE_PATIENCE_S = 600.0
 """How long an upload is tried again while the store fails. The training waits only when its interval is used up."""
 PARTS_LIMIT_S = 300.0
+FETCH_LIMIT = 2 * 2**30
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
@@ -67,6 +68,15 @@ class Checkpoint:
     meta: dict[str, Any]  # Any: JSON that was given to `save`
     manifest: Manifest
     _store: Store
+    _fetched: dict[str, bytes] = field(default_factory=dict)
+
+    def fetch(self) -> None:
+        """Read and verify the parts now, where they are small enough to be held; what reads them later waits less."""
+        size = sum(entry.size for entry in self.manifest.files.values())
+        if size <= FETCH_LIMIT:
+            for name in self.manifest.files:
+                if name.endswith(".safetensors"):
+                    self._fetched[name] = read_file(self._store, self.manifest, name)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every whole tensor, on the CPU, verified; pieces are put together."""
@@ -106,7 +116,8 @@ class Checkpoint:
         for name in sorted(self.manifest.files):
             if name.endswith(".safetensors"):
                 of_part = {key: Place(tuple(p["shape"]), tuple(p["offset"])) for key, p in places[name].items()}
-                yield safetensors.torch.load(read_file(self._store, self.manifest, name)), of_part
+                data = self._fetched.pop(name, None) or read_file(self._store, self.manifest, name)
+                yield safetensors.torch.load(data), of_part
 
 
 def prefix(run: str) -> str:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from heliostat.errors import StoreError, TrainingSuperseded
 from heliostat.settings import load
-from heliostat.train.context import GO_ON, LEAVE, SAVE, Left, RunSpec, Seat, TrainContext
+from heliostat.train.context import Left, RunSpec, TrainContext
+from heliostat.train.seat import GO_ON, SAVE, WORDS, Seat
 
 if TYPE_CHECKING:
     from heliostat.train.warm import Channel
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 BEAT_S = 0.5
 JOIN_LIMIT_S = 60.0
 COLLECTIVE_LIMIT_S = 120.0
-MAIN = "heliostat.train.child:main"
-WORDS = {"save": SAVE, "leave": LEAVE}
 
 
 @dataclass(frozen=True)
@@ -102,23 +101,24 @@ class _Line:
 
 def main(channel: Channel, payload: bytes) -> None:
     """Called in the training process, by `heliostat.train.warm`."""
+    began_at = time.time()
     line = _Line(channel)
     seat = Seat(**(channel.receive() or {}))
     listener = _listen(channel) if seat.rank == 0 and seat.world_size > 1 else None
     order: Order = pickle.loads(payload)  # noqa: S301  # from our own driver, as Ray itself sends functions
     line.start()
-    kind, text = _run(order, seat, line, listener)
+    kind, text = _run(order, seat, line, listener, began_at)
     channel.send({"ended": kind, "text": text})
     # The keeper reads it and kills us; leaving on our own would close connections before the others have ended.
     time.sleep(30 if kind in ("done", "left") else 0)
 
 
-def _run(order: Order, seat: Seat, line: _Line, listener: socket.socket | None) -> tuple[str, str]:
+def _run(order: Order, seat: Seat, line: _Line, listener: socket.socket | None, began_at: float) -> tuple[str, str]:
     context = None
     try:
         if seat.world_size > 1:
             _join(seat, line.address(), listener)
-        context = TrainContext(order.spec, load(), seat, line)
+        context = TrainContext(order.spec, load(), seat, line, began_at=began_at)
         order.train(context, order.config)
         return "done", ""
     except Left:

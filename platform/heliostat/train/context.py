@@ -23,8 +23,9 @@ import json
 import math
 import os
 import random
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,13 +36,12 @@ from heliostat.inference.device import pick_device
 from heliostat.settings import Settings
 from heliostat.store import Store
 from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, complete
+from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
 
 if TYPE_CHECKING:
     import torch
 
 OUTPUT_META = "run.json"
-# What a rank asks of all after a step; the highest wins.
-GO_ON, SAVE, LEAVE = 0.0, 1.0, 2.0
 _RANDOMS_BYTES = 20_480  # 1,249 words of up to 10 digits, as JSON
 
 
@@ -63,16 +63,6 @@ class RunSpec:
     tags: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Seat:
-    """One worker's place in one attempt of a run."""
-
-    rank: int
-    world_size: int
-    attempt: str
-    generation: int
-
-
 class Wishes(Protocol):
     """What the keeper has asked of this worker, and where it says how far it is."""
 
@@ -90,7 +80,9 @@ class Left(BaseException):
 class TrainContext:
     """One worker's view of the run. Made by `heliostat.train.child`, in the training process."""
 
-    def __init__(self, spec: RunSpec, settings: Settings, seat: Seat, wishes: Wishes) -> None:
+    def __init__(
+        self, spec: RunSpec, settings: Settings, seat: Seat, wishes: Wishes, *, began_at: float | None = None
+    ) -> None:
         self.spec = spec
         self.rank = seat.rank
         self.world_size = seat.world_size
@@ -115,7 +107,10 @@ class TrainContext:
         self._pace_s = 0.0  # of a step, smoothed
         self._last_step_at: float | None = None
         self._stall_s = 0.0
-        self._emit_worker("worker_started")
+        self._from_step = 0
+        self._first_at: float | None = None
+        self._emit_worker("worker_started", began_at=time.time() if began_at is None else began_at)
+        self._newest = _Ahead(self._store, spec.run, self._trouble)
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **extras: Stateful) -> int:
         """Load the run's newest complete checkpoint; returns the number of steps already done (0: fresh).
@@ -124,14 +119,15 @@ class TrainContext:
         between this call and the first step that an uninterrupted run would not have drawn there.
         """
         self._model, self._optimizer, self._extras = model, optimizer, dict(extras)
-        for found in complete(self._store, self.spec.run, warn=self._trouble):
+        begun = time.time()
+        for found in self._newest.first_then_others():
             try:
                 self._load(found)
             except CorruptArtifact as error:
                 self._trouble(f"passing over a damaged checkpoint: {error}")
                 continue
-            self._safe_step = found.step
-            self._emit("train_resumed", step=found.step, generation=self._seat.generation)
+            self._safe_step = self._from_step = found.step
+            self._emit("train_resumed", step=found.step, generation=self._seat.generation, restore_at=begun)
             return found.step
         self._emit("train_started", step=0, generation=self._seat.generation)
         return 0
@@ -140,7 +136,17 @@ class TrainContext:
         """To be called by every rank after each optimizer step. `step` counts completed steps, from 1."""
         self._measure_pace()
         self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens, world=self.world_size)
-        self._wishes.progress(step=step, total=total, loss=loss, stall_s=self._stall_s)
+        now = time.time()
+        self._first_at = self._first_at or now
+        self._wishes.progress(
+            step=step,
+            total=total,
+            loss=loss,
+            stall_s=self._stall_s,
+            from_step=self._from_step,
+            first_at=self._first_at,
+            last_at=now,
+        )
         word = self._agree(max(self._wishes.wish(), SAVE if self._is_due(step, total) else GO_ON))
         if word == LEAVE:
             self._save(step)
@@ -304,11 +310,11 @@ class TrainContext:
 
     # --- events -----------------------------------------------------------------------------------------------------
 
-    def _emit_worker(self, kind: str) -> None:
+    def _emit_worker(self, kind: str, **fields: Any) -> None:
         """Every rank says when it held its node's GPU: the meter needs it."""
         node = os.environ.get("HELIOSTAT_NODE_ID", "")
         about = {"run": self.spec.run, "rank": self.rank, "node": node, "attempt": self._seat.attempt}
-        self._spool.emit(kind, **about, **self.spec.tags)
+        self._spool.emit(kind, **about, **self.spec.tags, **fields)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         if self.rank == 0:
@@ -317,6 +323,37 @@ class TrainContext:
     def _trouble(self, message: str) -> None:
         self.log(message)
         self._emit("checkpoint_trouble", message=message)
+
+
+class _Ahead:
+    """Reads the newest checkpoint while the recipe still builds its model."""
+
+    def __init__(self, store: Store, run: str, warn: Callable[[str], None]) -> None:
+        self._store, self._run, self._warn = store, run, warn
+        self._found: Checkpoint | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._read, daemon=True, name="restore")
+        self._thread.start()
+
+    def first_then_others(self) -> Iterator[Checkpoint]:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if self._found is None:
+            return
+        yield self._found
+        others = complete(self._store, self._run, warn=self._warn)
+        yield from (found for found in others if found.manifest != self._found.manifest)
+
+    def _read(self) -> None:
+        try:
+            self._found = next(complete(self._store, self._run, warn=self._warn), None)
+            if self._found is not None:
+                self._found.fetch()
+        except CorruptArtifact:
+            pass  # found again, and told, when it is read in earnest
+        except Exception as error:  # noqa: BLE001  # a thread's boundary: raised where it is waited for
+            self._error = error
 
 
 # --- states as flat tensors -----------------------------------------------------------------------------------------

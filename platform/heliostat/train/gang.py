@@ -10,6 +10,7 @@ Why not Ray Train's own controller, and what each costs in seconds: docs/decisio
 from __future__ import annotations
 
 import random
+import socket
 import sys
 import time
 import uuid
@@ -20,9 +21,10 @@ from heliostat.errors import JobFailed
 from heliostat.events import Spool
 from heliostat.store import Store
 from heliostat.train.checkpoint import claim_generation
-from heliostat.train.context import RunSpec, Seat
-from heliostat.train.goodput import Account
-from heliostat.train.keeper import About, Ended, Keeper, warm_up
+from heliostat.train.context import RunSpec
+from heliostat.train.goodput import Goodput, Span, reckon
+from heliostat.train.keeper import Keeper, warm_up
+from heliostat.train.seat import About, Ended, Seat
 
 LABEL_GROUP = "heliostat.io/group"
 # Losses in a row after none of which a single step was completed.
@@ -34,6 +36,7 @@ GANG_LIMIT_S = 300.0
 # Before a deadline, for the checkpoint.
 MARGIN_S = 5.0
 LOOK_S = 0.3
+TELL_S = 10.0
 ANSWER_S = 1.0
 PREPARE_LIMIT_S = 90.0
 
@@ -48,7 +51,19 @@ class _Place:
     answer: Any  # Any: the reference to its first answer
     asked_at: float
     about: About | None = None
+    line: socket.socket | None = None  # open as long as its process lives
     deadline: float | None = None  # of its node, since the epoch; None without a notice
+
+    def is_cut(self) -> bool:
+        """Whether its process is gone, for sure."""
+        if self.line is None:
+            return False
+        try:
+            return self.line.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
 
 @dataclass(frozen=True)
@@ -68,10 +83,13 @@ class _Attempt:
 
     places: list[_Place]
     name: str
-    started_at: float
+    began_at: float  # since the epoch
     pending: dict[Any, _Place] = field(default_factory=dict)  # Any: Ray's reference to an Ended
     ended: list[Ended] = field(default_factory=list)
     leaving: str = ""  # why, once all were told to leave
+    seen: dict[str, float] = field(default_factory=dict)  # the last progress that was heard of
+    asked: Any = None  # Any: Ray's reference to a progress
+    told_at: float = 0.0
     saved: bool = False  # whether a notice has made it save at once
 
 
@@ -84,7 +102,11 @@ class Gang:
         self._warmed: set[str] = set()
         self._draining: dict[str, float] = {}
         self._looked_at = 0.0
-        self.account = Account()
+        self._waited_s = 0.0
+        self.spans: list[Span] = []
+
+    def goodput(self) -> Goodput:
+        return reckon(self.spans)
 
     def run(self) -> str:
         """Until it is done. Returns "" or, where the training function is wrong, its traceback."""
@@ -121,7 +143,7 @@ class Gang:
             living = self._living()
             waited = time.monotonic() - begun
             if len(living) >= self._gang.high or (len(living) >= self._gang.low and waited > PATIENCE_S):
-                self.account.waited(waited, workers=len(living))
+                self._waited_s = waited
                 return living
             if living and waited > GANG_LIMIT_S:
                 _say(f"giving {len(living)} of {self._gang.high} workers back, and asking again")
@@ -162,6 +184,7 @@ class Gang:
                 try:
                     place.about = ray.get(place.answer)
                     self._warmed.add(place.about.node_id)
+                    place.line = _connect(place.about)
                     self._emit("keeper_ready", node=place.about.node_id, seconds=time.monotonic() - place.asked_at)
                 except ray.exceptions.RayError:
                     self._places.remove(place)
@@ -180,13 +203,12 @@ class Gang:
         _kill(place)
         self._places.remove(place)
 
-    def _look(self) -> None:
-        """Notices, a few times a second, and nodes that might be needed: they are warmed up once."""
-        import ray
+    def _look(self) -> bool:
+        """Notices, a few times a second."""
         from ray._private.state import state
 
         if time.monotonic() - self._looked_at < LOOK_S:
-            return
+            return False
         self._looked_at = time.monotonic()
         self._draining = {node: at_ms / 1000 for node, at_ms in state.get_draining_nodes().items()}
         for place in self._places:
@@ -194,6 +216,12 @@ class Gang:
                 place.deadline = self._draining[place.about.node_id] or time.time() + 30
                 _say(f"node {place.about.node_id[:8]} is to be left within {place.deadline - time.time():.0f} s")
                 self._emit("notice_seen", node=place.about.node_id, deadline=place.deadline)
+        return True
+
+    def _warm_up_others(self) -> None:
+        """Nodes that might be needed, once each."""
+        import ray
+
         for node in ray.nodes():
             name = node["NodeID"]
             if node["Alive"] and node["Labels"].get(LABEL_GROUP) == self._gang.group and name not in self._warmed:
@@ -207,12 +235,14 @@ class Gang:
     def _attempt(self, places: list[_Place]) -> tuple[Outcome, str, float]:
         """(how it ended, why, the step it reached)."""
         generation = claim_generation(self._store, self._spec.run)
-        attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", time.monotonic())
+        attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", time.time())
         self._emit("attempt", number=generation, workers=len(places), nodes=[_node(place) for place in places])
         outcome, text = self._start(attempt, generation)
         if outcome is None:
             outcome, text = self._follow(attempt)
-        reached = max((ended.progress.get("step", -1.0) for ended in attempt.ended), default=-1.0)
+        known = max([attempt.seen, *(e.progress for e in attempt.ended)], key=lambda p: p.get("step", -1.0))
+        reached = known.get("step", -1.0)
+        self.spans.append(_span(attempt, known, self._waited_s))
         self._emit("attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached)
         if outcome in ("left", "lost"):
             _say(f"attempt {generation} ended: {text or outcome}")
@@ -255,8 +285,11 @@ class Gang:
             if not attempt.pending:
                 kinds = {ended.kind for ended in attempt.ended}
                 return ("done", "") if kinds == {"done"} else ("left", attempt.leaving)
-            self._look()
-            self._consider_leaving(attempt)
+            if any(place.is_cut() for place in attempt.places):
+                return "lost", "a worker's process is gone"
+            if self._look():
+                self._ask_progress(attempt)
+                self._consider_leaving(attempt)
 
     def _why(self, attempt: _Attempt, place: _Place, first: Ended) -> tuple[Outcome, str]:
         """A rank that fails by its own error is a loss to the others: hear all that have something to say."""
@@ -265,6 +298,8 @@ class Gang:
         kind, text = first.kind, first.text
         deadline = time.monotonic() + 0.3
         while kind == "lost" and attempt.pending and time.monotonic() < deadline:
+            if any(place.is_cut() for place in attempt.places):
+                break
             ready, _ = ray.wait(list(attempt.pending), num_returns=1, timeout=0.05)
             for reference in ready:
                 attempt.pending.pop(reference)
@@ -275,6 +310,33 @@ class Gang:
         if kind == "failed":
             return "failed", text
         return "lost", f"{text} (first seen by the worker on node {_node(place)[:8]})"
+
+    def _ask_progress(self, attempt: _Attempt) -> None:
+        """For the log, and for the goodput of an attempt of which nobody is left to tell."""
+        import ray
+
+        if attempt.asked is not None:
+            ready, _ = ray.wait([attempt.asked], timeout=0)
+            if not ready:
+                return
+            try:
+                attempt.seen = ray.get(attempt.asked) or attempt.seen
+            except ray.exceptions.RayError:
+                return
+            step = attempt.seen.get("step", 0.0)
+            if step and not attempt.told_at:
+                attempt.told_at = time.monotonic()
+            if step and time.monotonic() - attempt.told_at > TELL_S:
+                attempt.told_at = time.monotonic()
+                took = attempt.seen["last_at"] - attempt.seen["first_at"]
+                pace = (step - attempt.seen["from_step"] - 1) / took if took > 0 else 0.0
+                _say(
+                    f"step {step:.0f} of {attempt.seen['total']:.0f}, loss {attempt.seen['loss']:.4f}, "
+                    f"{pace:.2f} steps/s on {len(attempt.places)} nodes"
+                )
+            if step and not attempt.leaving:
+                self._warm_up_others()
+        attempt.asked = attempt.places[0].actor.progress.remote()
 
     def _consider_leaving(self, attempt: _Attempt) -> None:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
@@ -302,9 +364,14 @@ class Gang:
             place.actor.tell.remote("leave")
 
     def _bury(self, attempt: _Attempt) -> None:
-        """Find the keepers that are gone. Asking them is quicker than waiting until Ray declares their node dead."""
+        """Find the keepers that are gone, without waiting until Ray declares their node dead."""
         import ray
 
+        cut = [place for place in attempt.places if place.is_cut()]
+        for place in cut:
+            self._lose(place)
+        if cut:
+            return
         asked = {place.actor.about.remote(): place for place in attempt.places}
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
         for reference in answered:
@@ -313,9 +380,12 @@ class Gang:
             except ray.exceptions.RayError:
                 silent.append(reference)
         for reference in silent:
-            _say(f"the worker on node {_node(asked[reference])[:8]} is lost")
-            self._emit("keeper_lost", node=_node(asked[reference]))
-            self._remove(asked[reference])
+            self._lose(asked[reference])
+
+    def _lose(self, place: _Place) -> None:
+        _say(f"the worker on node {_node(place)[:8]} is lost")
+        self._emit("keeper_lost", node=_node(place))
+        self._remove(place)
 
     def _stop_all(self, attempt: _Attempt) -> None:
         for place in attempt.places:
@@ -324,6 +394,30 @@ class Gang:
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(kind, run=self._spec.run, **self._spec.tags, **fields)
+
+
+def _connect(about: About) -> socket.socket | None:
+    """A line to the keeper; None where the network between them does not allow it, and Ray's word must do."""
+    try:
+        line = socket.create_connection((about.address, about.port), timeout=1.0)
+    except OSError:
+        return None
+    line.setblocking(False)
+    return line
+
+
+def _span(attempt: _Attempt, known: dict[str, float], waited_s: float) -> Span:
+    return Span(
+        workers=len(attempt.places),
+        waited_s=waited_s,
+        began_at=attempt.began_at,
+        ended_at=time.time(),
+        first_at=known.get("first_at"),
+        last_at=known.get("last_at"),
+        from_step=int(known.get("from_step", 0)),
+        step=int(known.get("step", 0)),
+        stall_s=known.get("stall_s", 0.0),
+    )
 
 
 def _result(reference: Any) -> Ended:  # Any: Ray's reference to an Ended
@@ -339,6 +433,8 @@ def _kill(place: _Place) -> None:
     import ray
 
     ray.kill(place.actor, no_restart=True)
+    if place.line is not None:
+        place.line.close()
 
 
 def _node(place: _Place) -> str:

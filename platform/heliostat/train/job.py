@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from heliostat.commit import Manifest, read_file, read_manifest
@@ -112,7 +112,12 @@ def _train(
     payload = cloudpickle.dumps(Order(spec, train, config))
     spool = Spool(settings.spool, f"gang-{spec.run}-{uuid.uuid4().hex[:6]}")
     gang = Gang(spec, GangSpec(low, spec.workers, spec.group), payload, store, spool)
-    return gang.run()
+    try:
+        return gang.run()
+    finally:
+        made = gang.goodput()
+        print(f"goodput: {made.line()}", flush=True)  # noqa: T201  # the job's log is its standard output
+        spool.emit("goodput", run=spec.run, **spec.tags, **asdict(made), held=made.held, share=made.share)
 
 
 def _tags() -> dict[str, str]:

@@ -8,37 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from heliostat.train import warm
-from heliostat.train.child import MAIN
-from heliostat.train.context import Seat
+from heliostat.train.seat import MAIN, About, Ended, Seat
 from heliostat.train.warm import Channel, ChannelClosed, TrainingProcess
 
 FROZEN_S = 15.0
 """Without a sign of life for so long a training process counts as frozen. It beats twice a second."""
 PORT_LIMIT_S = 60.0
-
-
-@dataclass(frozen=True)
-class About:
-    node_id: str  # Ray's
-    address: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How one training process ended: see `heliostat.train.child`."""
-
-    kind: str  # done | left | lost | failed
-    text: str = ""
-    progress: dict[str, float] = field(default_factory=dict)
 
 
 class Keeper:
@@ -48,11 +32,14 @@ class Keeper:
         import ray
 
         context = ray.get_runtime_context()
-        self._about = About(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid())
+        address = ray.util.get_node_ip_address()
+        self._listener = socket.create_server((address, 0))
+        self._about = About(context.get_node_id(), address, self._listener.getsockname()[1])
         self._process: TrainingProcess | None = None
         self._progress: dict[str, float] = {}
         self._lock = threading.Lock()
         warm.ensure(self._about.node_id, belongs_to=os.getppid())
+        threading.Thread(target=self._hold_lines, daemon=True, name="lines").start()
 
     def about(self) -> About:
         return self._about
@@ -101,6 +88,16 @@ class Keeper:
             process, self._process = self._process, None
         if process is not None:
             process.kill()
+
+    def _hold_lines(self) -> None:
+        """Accept whoever wants to know that we live: the kernel closes the connection with us, and they see it at once.
+
+        Ray tells of a dead node only after its health check has failed a few times.
+        """
+        lines = []
+        while True:
+            line, _ = self._listener.accept()
+            lines.append(line)
 
     def _follow(self, process: TrainingProcess) -> Ended:
         channel: Channel = process.channel

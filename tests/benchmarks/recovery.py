@@ -56,6 +56,7 @@ class Blow:
 
     at: float  # of the kill, or of the notice
     step: int  # the last completed before
+    attempt: str
     notice_s: float
     seconds: float = 0.0  # from the kill to the next completed step; with notice: the longest gap between steps
     lost: int = 0  # steps computed again
@@ -66,13 +67,14 @@ class Blow:
 class Side:
     """One of the two: how its run is submitted, and how its events are read."""
 
-    def __init__(self, platform: Platform, *, plain: bool, every: int, epochs: int) -> None:
-        self.platform, self.plain, self.every, self.epochs = platform, plain, every, epochs
+    def __init__(self, platform: Platform, *, plain: bool, every: int, epochs: int, standby: int = 0) -> None:
+        self.platform, self.plain, self.every, self.epochs, self.standby = platform, plain, every, epochs, standby
         self._mark = _mark(platform)
 
     def submit(self) -> SubmittedJob:
         if not self.plain:
             arguments = ["--recipe", "v1", "--epochs", str(self.epochs), "--checkpoint-every", str(self.every)]
+            arguments += ["--standby", str(self.standby)] if self.standby else []
             return self.platform.jobs.submit(JOB, arguments=arguments)
         from heliostat.train.submit import _client
 
@@ -125,6 +127,8 @@ def run_side(side: Side, *, blows: int, notice_s: float, rng: random.Random) -> 
             steps = [event for event in side.events(job) if event.kind == "step"]
             if not steps or _of_last_attempt(steps) < at_least or _is_ending(steps, notice_s):
                 continue
+            if mine and steps[-1].fields["attempt"] == mine[-1].attempt:
+                continue  # it has not recovered from the last one yet
             victim = side.victim(job, rng)
             if victim is None:
                 continue
@@ -168,7 +172,7 @@ def _strike(
     print(
         f"  {'notice to' if notice_s else 'killed'} {victim.node_id} after step {steps[-1].fields['step']}", flush=True
     )
-    return Blow(at, int(steps[-1].fields["step"]), notice_s)
+    return Blow(at, int(steps[-1].fields["step"]), str(steps[-1].fields["attempt"]), notice_s)
 
 
 def _of_last_attempt(steps: list[Event]) -> int:
@@ -285,6 +289,7 @@ def main() -> int:
     parser.add_argument("--notices", type=int, default=1, help="with a notice of 30 s, on each side")
     parser.add_argument("--every", type=int, default=10, help="checkpoint interval in steps")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--standby", type=int, default=0, help="workers that ours holds on the spare node")
     parser.add_argument("--ours-only", action="store_true")
     options = parser.parse_args()
     for name in [name for name in os.environ if name.startswith(("HELIOSTAT_", "AWS_"))]:
@@ -293,7 +298,7 @@ def main() -> int:
     epochs = 2 + -(-at_once * STEPS_PER_BLOW // STEPS_PER_EPOCH)
 
     with _cluster("recovery-ours", plain=False) as platform:
-        side = Side(platform, plain=False, every=options.every, epochs=epochs)
+        side = Side(platform, plain=False, every=options.every, epochs=epochs, standby=options.standby)
         _, undisturbed = run_side(side, blows=0, notice_s=0, rng=random.Random(options.seed))
         print(f"undisturbed: weights {undisturbed[0][:16]}", flush=True)
         ours, weights = run_side(side, blows=options.kills, notice_s=0, rng=random.Random(options.seed))
@@ -315,6 +320,7 @@ def main() -> int:
         "max_lost_over_interval": round(max((blow.lost for blow in ours), default=0) / options.every, 3),
         "weights_equal": equal,
         "interval": options.every,
+        "standby": options.standby,
         "ours": _summary(ours),
         "plain": _summary(plain),
         "ours_notice": _summary(noticed),

@@ -73,6 +73,7 @@ class GangSpec:
     low: int
     high: int
     group: str
+    standby: int = 0  # workers held beside, for the moment when one is lost
     cpus: float = 1
     gpus: float = 1
 
@@ -161,7 +162,7 @@ class Gang:
         """Ask for what is missing: a pending actor is what makes the autoscaler start a node."""
         import ray
 
-        while sum(place.deadline is None for place in self._places) < self._gang.high:
+        while sum(place.deadline is None for place in self._places) < self._gang.high + self._gang.standby:
             actor = (
                 ray.remote(Keeper)
                 .options(

@@ -21,6 +21,7 @@ from heliostat.events import Spool
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 from heliostat.train.context import OUTPUT_META, RunSpec, TrainContext
+from heliostat.train.gang import Gang, GangSpec
 
 RUN = "HELIOSTAT_RUN"
 Config = TypeVar("Config")
@@ -57,12 +58,14 @@ def run(
     group: str = "train",
     workers: int = 2,
     min_workers: int | None = None,
+    standby: int = 0,
     checkpoint_every: int = 20,
 ) -> TrainedModel:
     """Train on `workers` nodes of the spot group, through reclaims, until the function is done.
 
     `min_workers` below `workers` makes it elastic: while the group has no more nodes it goes on with as few, and grows
-    back without recomputing a step. `checkpoint_every` is what a loss without notice may cost, in steps.
+    back without recomputing a step. `standby` workers more are held, each with its GPU, so that a lost one is replaced
+    without placing another first. `checkpoint_every` is what a loss without notice may cost, in steps.
     The run's name comes from HELIOSTAT_RUN, which `heliostat job submit` sets; by hand it is `name` and a random
     part. The same run name again resumes from its last checkpoint, and returns at once if it had finished.
     Raises JobFailed with the cause and where its log is.
@@ -79,7 +82,7 @@ def run(
     if done is not None:
         return done
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
-    failure = _train(train, config, spec, low, settings, store)
+    failure = _train(train, config, spec, GangSpec(low, workers, group, standby), settings, store)
     if failure:
         raise JobFailed(
             f"the training function raised\n{failure}",
@@ -96,7 +99,7 @@ def _train(
     train: Callable[[TrainContext, Config], None],
     config: Config,
     spec: RunSpec,
-    low: int,
+    gang_spec: GangSpec,
     settings: Settings,
     store: Store,
 ) -> str:
@@ -105,13 +108,12 @@ def _train(
     from ray import cloudpickle
 
     from heliostat.train.child import Order
-    from heliostat.train.gang import Gang, GangSpec
 
     if not ray.is_initialized():
         ray.init(logging_level="warning")
     payload = cloudpickle.dumps(Order(spec, train, config))
     spool = Spool(settings.spool, f"gang-{spec.run}-{uuid.uuid4().hex[:6]}")
-    gang = Gang(spec, GangSpec(low, spec.workers, spec.group), payload, store, spool)
+    gang = Gang(spec, gang_spec, payload, store, spool)
     try:
         return gang.run()
     finally:

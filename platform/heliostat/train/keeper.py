@@ -50,6 +50,7 @@ class Keeper:
         Ends the process before, if there is one.
         """
         self.stop()
+        warm.ensure(self._about.node_id, belongs_to=os.getppid())  # in case the one before is gone
         env = {**os.environ, "HELIOSTAT_BIND": self._about.address}
         if os.environ.get("HELIOSTAT_LOOPBACK_ONLY") == "1":
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -279,11 +279,12 @@ class _Warm:
 
     def _abandoned(self, life: socket.socket) -> None:
         """The keeper closed its end, or is dead."""
-        self._events.unregister(life)
         pidfd = self._lives.get(life)
-        if pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if pidfd is None:
+            return  # its process ended in this very round
+        self._events.unregister(life)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def _ended(self, pidfd: int) -> None:
         pid, life = self._children.pop(pidfd)

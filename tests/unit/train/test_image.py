@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import safetensors.torch
 import torch
 from hypothesis import given, settings
@@ -38,7 +40,7 @@ def test_pieces_of_any_cut_fill_pieces_of_any_other(rows: int, saved_by: int, lo
 
     def cut(parts: int) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
         edges = [rows * part // parts for part in range(parts + 1)]
-        return [(whole[low:high], (low, 0)) for low, high in zip(edges, edges[1:], strict=False)]
+        return [(whole[low:high], (low, 0)) for low, high in itertools.pairwise(edges)]
 
     for expected, offset in cut(loaded_by):
         local = torch.full_like(expected, -1)

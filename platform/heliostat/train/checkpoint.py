@@ -22,14 +22,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from heliostat.commit import FileEntry, Manifest, read_file, read_manifest
-from heliostat.errors import CorruptArtifact, ObjectExists, ObjectMissing, StoreError, TrainingSuperseded
+from heliostat.errors import CorruptArtifact, ObjectExists, ObjectMissing, StoreError, SwapLost, TrainingSuperseded
 from heliostat.store import Store, json_bytes
 
 if TYPE_CHECKING:
     import torch
+
+Result = TypeVar("Result")
 
 META = "state.json"
 KEEP = 2
@@ -122,6 +124,23 @@ class Checkpoint:
 
 def prefix(run: str) -> str:
     return f"checkpoints/{run}/"
+
+
+def patiently(work: Callable[[], Result], *, what: str, warn: Callable[[str], None]) -> Result:
+    """`work()`, again and again while the store fails, for STORE_PATIENCE_S. What a working store answers is final."""
+    deadline = time.monotonic() + STORE_PATIENCE_S
+    pause = 0.25
+    while True:
+        try:
+            return work()
+        except (ObjectExists, ObjectMissing, SwapLost):
+            raise
+        except StoreError as error:
+            if time.monotonic() > deadline:
+                raise
+            warn(f"{what} is tried again: {error}")
+        time.sleep(random.uniform(pause / 2, pause))
+        pause = min(pause * 2, 5.0)
 
 
 def claim_generation(store: Store, run: str) -> int:
@@ -220,25 +239,11 @@ class CheckpointWriter:
             raise error
 
     def _run_write(self, step: int, *arguments: Any) -> None:  # Any: the rest of _write's
-        deadline = time.monotonic() + STORE_PATIENCE_S
-        pause = 0.25
-        while True:
-            try:
-                self._write(step, *arguments)
-                return
-            except TrainingSuperseded as error:
-                self._error = error
-                return
-            except StoreError as error:
-                if time.monotonic() > deadline:
-                    self._error = error
-                    return
-                self._on_trouble(f"checkpoint of step {step} is tried again: {error}")
-            except Exception as error:  # noqa: BLE001  # a thread's boundary: handed to the next call of the owner
-                self._error = error
-                return
-            time.sleep(random.uniform(pause / 2, pause))
-            pause = min(pause * 2, 5.0)
+        try:
+            what = f"the checkpoint of step {step}"
+            patiently(lambda: self._write(step, *arguments), what=what, warn=self._on_trouble)
+        except Exception as error:  # noqa: BLE001  # a thread's boundary: handed to the next call of the owner
+            self._error = error
 
     def _write(
         self,

@@ -35,7 +35,7 @@ from heliostat.events import Spool
 from heliostat.inference.device import pick_device
 from heliostat.settings import Settings
 from heliostat.store import Store
-from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, complete
+from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, complete, patiently
 from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
 
 if TYPE_CHECKING:
@@ -165,15 +165,19 @@ class TrainContext:
         if self.rank == 0:
             about = {"run": self.spec.run, "metrics": dict(metrics), "lineage": dict(lineage)}
             folder = f"runs/{self.spec.run}/output"
-            # An attempt that was killed just after its commit has finished the run: its output is the run's.
-            with contextlib.suppress(ObjectExists):
-                commit(
-                    self._store,
-                    folder,
-                    {**files, OUTPUT_META: json.dumps(about).encode()},
-                    manifest_key=f"{folder}/manifest.json",
-                    attempt=self._seat.attempt,
-                )
+
+            def write() -> None:
+                # An attempt that was killed just after its commit has finished the run: its output is the run's.
+                with contextlib.suppress(ObjectExists):
+                    commit(
+                        self._store,
+                        folder,
+                        {**files, OUTPUT_META: json.dumps(about).encode()},
+                        manifest_key=f"{folder}/manifest.json",
+                        attempt=self._seat.attempt,
+                    )
+
+            patiently(write, what="the output", warn=self._trouble)
             self._emit("train_finished", metrics=dict(metrics))
         self._barrier()
         self._emit_worker("worker_ended")
@@ -347,13 +351,16 @@ class _Ahead:
 
     def _read(self) -> None:
         try:
-            self._found = next(complete(self._store, self._run, warn=self._warn), None)
-            if self._found is not None:
-                self._found.fetch()
+            patiently(self._find, what="the restore", warn=self._warn)
         except CorruptArtifact:
             pass  # found again, and told, when it is read in earnest
         except Exception as error:  # noqa: BLE001  # a thread's boundary: raised where it is waited for
             self._error = error
+
+    def _find(self) -> None:
+        self._found = next(complete(self._store, self._run, warn=self._warn), None)
+        if self._found is not None:
+            self._found.fetch()
 
 
 # --- states as flat tensors -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from heliostat.errors import JobFailed
 from heliostat.events import Spool
 from heliostat.store import Store
-from heliostat.train.checkpoint import claim_generation
+from heliostat.train.checkpoint import claim_generation, patiently
 from heliostat.train.context import RunSpec
 from heliostat.train.goodput import Goodput, Span, reckon
 from heliostat.train.keeper import Keeper, warm_up
@@ -235,7 +235,7 @@ class Gang:
 
     def _attempt(self, places: list[_Place]) -> tuple[Outcome, str, float]:
         """(how it ended, why, the step it reached)."""
-        generation = claim_generation(self._store, self._spec.run)
+        generation = patiently(lambda: claim_generation(self._store, self._spec.run), what="the attempt", warn=_say)
         attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", time.time())
         self._emit("attempt", number=generation, workers=len(places), nodes=[_node(place) for place in places])
         outcome, text = self._start(attempt, generation)

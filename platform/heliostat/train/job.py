@@ -20,6 +20,7 @@ from heliostat.errors import JobFailed, UsageError
 from heliostat.events import Spool
 from heliostat.settings import Settings, load
 from heliostat.store import Store
+from heliostat.train.checkpoint import patiently
 from heliostat.train.context import OUTPUT_META, RunSpec, TrainContext
 from heliostat.train.gang import Gang, GangSpec
 
@@ -78,7 +79,7 @@ def run(
     settings = load()
     run_name = os.environ.get(RUN) or f"{name}-{uuid.uuid4().hex[:8]}"
     store = Store.connect(settings.store)
-    done = trained_model(store, run_name)
+    done = patiently(lambda: trained_model(store, run_name), what="looking for the run", warn=_say)
     if done is not None:
         return done
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
@@ -89,7 +90,7 @@ def run(
             where=f"run {run_name}",
             do="mend it; the same run name resumes from the last checkpoint",
         )
-    made = trained_model(store, run_name)
+    made = patiently(lambda: trained_model(store, run_name), what="reading the output", warn=_say)
     if made is None:
         raise JobFailed(f"run {run_name} ended without calling context.finish(...)", do="call it on every rank")
     return made
@@ -120,6 +121,10 @@ def _train(
         made = gang.goodput()
         print(f"goodput: {made.line()}", flush=True)  # noqa: T201  # the job's log is its standard output
         spool.emit("goodput", run=spec.run, **spec.tags, **asdict(made), held=made.held, share=made.share)
+
+
+def _say(message: str) -> None:
+    print(f"heliostat: {message}", flush=True)  # noqa: T201  # the job's log is its standard output
 
 
 def _tags() -> dict[str, str]:

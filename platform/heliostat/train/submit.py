@@ -52,7 +52,9 @@ def submit(
         raise JobError(
             f"run {run!r} is running already as job {running[0].job_id}", do=f"heliostat job logs {running[0].job_id}"
         )
-    entrypoint = shlex.join([*shlex.split(spec.entrypoint), *arguments])
+    # Ray starts no driver twice; the supervisor does, when it was killed.
+    supervised = ["python", "-m", "heliostat.train.supervise", "--"]
+    entrypoint = shlex.join([*supervised, *shlex.split(spec.entrypoint), *arguments])
     _client(settings).submit_job(
         entrypoint=entrypoint,
         submission_id=job_id,

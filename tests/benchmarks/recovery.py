@@ -23,6 +23,7 @@ import os
 import platform as machine
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -292,6 +293,7 @@ def main() -> int:
     parser.add_argument("--standby", type=int, default=0, help="workers that ours holds on the spare node")
     parser.add_argument("--ours-only", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a time limit leaves no cluster behind
     for name in [name for name in os.environ if name.startswith(("HELIOSTAT_", "AWS_"))]:
         del os.environ[name]
     at_once = min(max(options.kills, 1), 5)

@@ -199,6 +199,8 @@ def parse(arguments: list[str]) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--train", metavar="FILE", help="your own sentences: .csv or .jsonl with text and label")
     parser.add_argument("--test", metavar="FILE", help="your own test sentences")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--min-workers", type=int, help="go on with as few while the group has no more nodes")
+    parser.add_argument("--standby", type=int, default=0, help="workers held beside, to replace a lost one at once")
     parser.add_argument("--checkpoint-every", type=int, default=20, metavar="STEPS")
     parsed = parser.parse_args(arguments)
     if bool(parsed.train) != bool(parsed.test):
@@ -218,6 +220,8 @@ def main(arguments: list[str]) -> int:
             config,
             name="intent-classifier",
             workers=parsed.workers,
+            min_workers=parsed.min_workers,
+            standby=parsed.standby,
             checkpoint_every=parsed.checkpoint_every,
         )
     except (HeliostatError, ValueError, FileNotFoundError) as error:

@@ -27,6 +27,7 @@
           NotReady           applied, but not ready within its time; says why
       JobError
         JobFailed
+        TrainingSuperseded   another attempt of the run has taken over
       AppError
         AppNotReady
 
@@ -217,6 +218,10 @@ class JobError(HeliostatError):
 
 class JobFailed(JobError):
     """The job ran and ended without its result."""
+
+
+class TrainingSuperseded(JobError):
+    """Raised in a worker that was taken for dead: another attempt of its run goes on."""
 
 
 class AppError(HeliostatError):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from heliostat import sdk
+from heliostat.cluster import embedded, processes, reclaim
+from heliostat.cluster.nodes import set_capacity
 from heliostat.errors import JobFailed
 from heliostat.events import Event, read_spool
 from heliostat.sdk import Platform
@@ -16,6 +21,7 @@ from heliostat.train.submit import SubmittedJob
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
 JOB = "intent-classifier"
+LAPTOP = Path(__file__).parents[2] / "cluster" / "laptop.yaml"
 COMMANDS = {
     "light": ["turn on the lamp", "switch the light off", "make it brighter", "dim the kitchen lights"],
     "music": ["play some jazz", "next song please", "stop the music", "turn the volume up"],
@@ -41,9 +47,7 @@ def events_of(platform: Platform, job: SubmittedJob, kind: str) -> list[Event]:
     ]
 
 
-def test_a_node_killed_without_notice_costs_an_interval_and_the_checkpoint_under_way_at_most(
-    platform: Platform, tmp_path: Path
-) -> None:
+def test_a_node_killed_without_notice_costs_an_interval_at_most(platform: Platform, tmp_path: Path) -> None:
     """One's own data in, a killed node on the way, a model that learned it out."""
     data = write_csv(tmp_path / "mine.csv", copies=40)
     arguments = ["--train", str(data), "--test", str(data), "--epochs", "8", "--checkpoint-every", "15"]
@@ -60,7 +64,7 @@ def test_a_node_killed_without_notice_costs_an_interval_and_the_checkpoint_under
     steps = [int(event.fields["step"]) for event in events_of(platform, job, "step")]
     total = int(events_of(platform, job, "step")[0].fields["total"])
     assert set(steps) == set(range(1, total + 1))
-    assert 0 <= len(steps) - total <= 2 * 15
+    assert 0 <= len(steps) - total <= 15
     assert len(events_of(platform, job, "train_resumed")) == 1
     assert trained.metrics["accuracy"] > 0.95
 
@@ -86,3 +90,144 @@ def test_an_error_of_the_training_function_ends_the_run_at_once_with_its_own_wor
     with pytest.raises(JobFailed, match="per_intent is 0"):
         platform.jobs.wait(job, limit_s=120)
     assert len(events_of(platform, job, "worker_started")) == 2  # one try of two workers
+
+
+def wait_for(what: Callable[[], object], *, limit_s: float, why: str) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline, f"{why}: not within {limit_s:g} s"
+        time.sleep(0.05)
+
+
+def owned_with(platform: Platform, text: str) -> list[processes.OwnedProcess]:
+    record = embedded.read_record(platform.settings.cluster)
+    assert record is not None
+    return [process for process in processes.owned(embedded.mark(record)) if text in process.command]
+
+
+def steps_of(platform: Platform, job: SubmittedJob) -> list[int]:
+    return [int(event.fields["step"]) for event in events_of(platform, job, "step")]
+
+
+def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tmp_path: Path) -> None:
+    """The driver is started again and resumes; the training goes on while the store is away, up to its interval."""
+    data = write_csv(tmp_path / "mine.csv", copies=30)
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "10", "--checkpoint-every", "10"]
+    job = platform.jobs.submit(JOB, arguments=arguments)
+    wait_for(lambda: len(steps_of(platform, job)) >= 15, limit_s=90, why="the first steps")
+    drivers = [p for p in owned_with(platform, "train_jobs.intent_classifier") if "supervise" not in p.command]
+    assert drivers
+    processes.kill(drivers, signal.SIGKILL)
+    wait_for(lambda: len(events_of(platform, job, "train_resumed")) == 1, limit_s=60, why="resuming without its driver")
+    seen = len(steps_of(platform, job))
+    wait_for(lambda: len(steps_of(platform, job)) >= seen + 5, limit_s=60, why="steps of the second driver")
+
+    store = owned_with(platform, " mini ")
+    assert store
+    processes.kill(store, signal.SIGKILL)
+    time.sleep(2)
+    assert platform.settings.state_dir is not None
+    embedded.up(platform.definition, LAPTOP)
+    platform.jobs.wait(job, limit_s=150)
+    steps = steps_of(platform, job)
+    assert set(steps) == set(range(1, max(steps) + 1))
+    assert len(steps) - max(steps) <= 2 * 10  # the driver's loss, and one more if the store's hit a restore
+    assert "killed by signal 9; starting it again" in platform.jobs.logs(job.job_id)
+
+
+def test_an_elastic_run_shrinks_in_seconds_and_grows_back_without_recomputing(
+    platform: Platform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 workers, a market run dry, 1 worker, capacity back, 2 workers."""
+    state_dir = platform.settings.state_dir
+    assert state_dir is not None
+    data = write_csv(tmp_path / "mine.csv", copies=40)
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "16", "--checkpoint-every", "10"]
+    job = platform.jobs.submit(JOB, arguments=[*arguments, "--min-workers", "1"])
+    try:
+        wait_for(lambda: len(worlds(platform, job, 2)) >= 15, limit_s=90, why="steps of two workers")
+        set_capacity(state_dir, "train", 1)
+        nodes = [node for node in platform.nodes() if node.group == "train" and node.ready_at]
+        busy = events_of(platform, job, "attempt")[-1].fields["nodes"]
+        victim = next(node for node in nodes if node.ray_node_id in busy)
+        for node in nodes:  # the spare ones as well: the market has one node left for us
+            if node is not victim and node.ray_node_id not in busy:
+                platform_kill(platform, node.node_id)
+        killed_at = time.time()
+        platform_kill(platform, victim.node_id)
+        wait_for(lambda: len(worlds(platform, job, 1)) >= 12, limit_s=60, why="steps of one worker")
+        shrunk = worlds(platform, job, 1)[0].time_s - killed_at
+    finally:
+        set_capacity(state_dir, "train", None)
+    back_at = time.time()
+    wait_for(
+        lambda: [e for e in worlds(platform, job, 2) if e.time_s > back_at],
+        limit_s=90,
+        why="steps of two workers again",
+    )
+    grown = next(event for event in worlds(platform, job, 2) if event.time_s > back_at)
+    last_alone = worlds(platform, job, 1)[-1]
+    platform.jobs.wait(job, limit_s=150)
+    with capsys.disabled():
+        print(  # noqa: T201  # the figures that the test is for
+            f"\nkill to the next step with one worker {shrunk:.1f} s; "
+            f"capacity back to the next step with two {grown.time_s - back_at:.1f} s, "
+            f"gap {grown.time_s - last_alone.time_s:.1f} s, "
+            f"{int(last_alone.fields['step']) + 1 - int(grown.fields['step'])} steps again"
+        )
+    assert int(grown.fields["step"]) == int(last_alone.fields["step"]) + 1  # nothing was computed again
+    steps = steps_of(platform, job)
+    assert set(steps) == set(range(1, max(steps) + 1))
+    assert len(steps) - max(steps) <= 10
+    curve = [float(event.fields["loss"]) for event in events_of(platform, job, "step")]
+    assert max(curve[-20:]) < min(curve[:5])
+
+
+def worlds(platform: Platform, job: SubmittedJob, size: int) -> list[Event]:
+    return [event for event in events_of(platform, job, "step") if event.fields["world"] == size]
+
+
+def platform_kill(platform: Platform, node_id: str) -> None:
+    record = embedded.read_record(platform.settings.cluster)
+    assert record is not None
+    processes.kill_node(embedded.mark(record), node_id)
+
+
+def test_a_notice_costs_no_step_and_the_run_goes_on_before_the_deadline(platform: Platform, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "mine.csv", copies=40)
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "12", "--checkpoint-every", "15"]
+    job = platform.jobs.submit(JOB, arguments=arguments)
+    wait_for(lambda: len(steps_of(platform, job)) >= 20, limit_s=90, why="the first steps")
+    busy = events_of(platform, job, "attempt")[-1].fields["nodes"]
+    victim = next(node for node in platform.nodes() if node.ray_node_id in busy)
+    noticed_at = time.time()
+    reclaim.reclaim(platform.settings, "train", notice_s=20, node_id=victim.node_id)
+    platform.jobs.wait(job, limit_s=150)
+    steps = steps_of(platform, job)
+    assert steps == list(range(1, max(steps) + 1))  # none twice
+    resumed = events_of(platform, job, "train_resumed")
+    assert resumed
+    assert resumed[0].time_s < noticed_at + 20
+    assert "goodput:" in platform.jobs.logs(job.job_id)
+
+
+def test_a_whole_cluster_that_was_killed_resumes_where_its_store_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELIOSTAT_HOME", str(tmp_path / "home"))
+    data = write_csv(tmp_path / "mine.csv", copies=20)
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "6", "--checkpoint-every", "10"]
+    platform = sdk.up(LAPTOP, name="killed-whole")
+    try:
+        job = platform.jobs.submit(JOB, arguments=arguments)
+        wait_for(lambda: len(steps_of(platform, job)) >= 25, limit_s=120, why="the first steps")
+        processes.kill(owned_with(platform, ""), signal.SIGKILL)
+        platform = sdk.up(LAPTOP, name="killed-whole")
+        again = platform.jobs.submit(JOB, arguments=arguments, run=job.run)
+        trained = platform.jobs.wait(again, limit_s=150)
+        steps = steps_of(platform, job)
+        assert set(steps) == set(range(1, max(steps) + 1))
+        assert len(steps) - max(steps) <= 10
+        assert trained.metrics["accuracy"] > 0.9
+    finally:
+        platform.down()

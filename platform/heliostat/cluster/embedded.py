@@ -222,6 +222,7 @@ def _start_controller(record: ClusterRecord, folder: Path, env: dict[str, str]) 
 
 
 def _prepare_folders(folder: Path, record: ClusterRecord) -> None:
+    shutil.rmtree(folder / "capacity", ignore_errors=True)  # limits of an earlier game day
     for name in ("logs", "nodes", "spool", "bin", "store", "packages"):
         (folder / name).mkdir(exist_ok=True)
     for old in (folder / "nodes").glob("*.json"):  # of an earlier `up`: their ends are in the events

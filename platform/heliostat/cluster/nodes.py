@@ -57,6 +57,23 @@ def update_node(state_dir: Path, node_id: str, **changes: Any) -> NodeRecord:  #
     return record
 
 
+def set_capacity(state_dir: Path, group: str, nodes: int | None) -> None:
+    """Let the group have so many nodes at most, as a spot market that has run dry; None lifts it. For game days."""
+    path = state_dir / "capacity" / group
+    if nodes is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(str(nodes))
+
+
+def read_capacity(state_dir: Path, group: str) -> int | None:
+    try:
+        return int((state_dir / "capacity" / group).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def emit_node_event(spool: Spool, kind: str, record: NodeRecord) -> None:
     spool.emit(
         kind,

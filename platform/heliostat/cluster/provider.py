@@ -22,7 +22,7 @@ from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from heliostat.cluster import processes
-from heliostat.cluster.nodes import NodeRecord, emit_node_event, update_node, write_node
+from heliostat.cluster.nodes import NodeRecord, emit_node_event, read_capacity, update_node, write_node
 from heliostat.events import Spool
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
     ) -> None:
         for _ in range(count):
             with self._starting:
+                self._refuse_beyond_capacity(tags[TAG_RAY_USER_NODE_TYPE])
                 self._start_one(tags, resources, labels)
 
     def terminate_node(self, node_id: str) -> None:
@@ -148,6 +149,16 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             self._devices[node_id] = devices
             self._tags[node_id] = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER}
         self._wait_registered(node_id, process, log_path)
+
+    def _refuse_beyond_capacity(self, group: str) -> None:
+        """As a cloud does that has no more spot machines to give."""
+        limit = read_capacity(self._state_dir, group)
+        if limit is None:
+            return
+        with self._lock:
+            living = sum(self._tags[node].get(TAG_RAY_USER_NODE_TYPE) == group for node in self._running)
+        if living >= limit:
+            raise RuntimeError(f"insufficient capacity: group {group!r} has {living} of {limit} nodes")
 
     def _wait_registered(self, node_id: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
         deadline = time.monotonic() + NODE_START_LIMIT_S

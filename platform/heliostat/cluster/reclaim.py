@@ -20,10 +20,11 @@ def reclaim(
     group: str,
     *,
     notice_s: float,
+    node_id: str | None = None,
     seed: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> NodeRecord:
-    """Reclaim one living node of the group. Returns its record as it ended.
+    """Reclaim one living node of the group, the one with that id or any. Returns its record as it ended.
 
     With a notice, Ray is told first (a drain with the reason preemption and this deadline), as a cloud's own notice
     would be passed on; at the deadline the node's processes get SIGKILL, whatever they have done by then.
@@ -37,10 +38,14 @@ def reclaim(
     living = [
         node
         for node in read_nodes(settings.state_dir)
-        if node.group == group and node.ended_at is None and node.ray_node_id is not None
+        if node.group == group
+        and node.ended_at is None
+        and node.ray_node_id is not None
+        and node_id in (None, node.node_id)
     ]
     if not living:
-        raise ClusterError(f"group {group!r} has no running node", do="start work on it first; heliostat status")
+        which = f"group {group!r} has no running node" + (f" {node_id!r}" if node_id else "")
+        raise ClusterError(which, do="start work on it first; heliostat status")
     node = random.Random(seed).choice(living)
     spool = Spool(settings.spool, f"reclaim-{os.getpid()}")
     node = update_node(settings.state_dir, node.node_id, reason="reclaimed")

@@ -2,39 +2,54 @@
 
     def train(context: TrainContext, config: Config) -> None:
         ...build model and optimizer...
-        start = context.restore(model, optimizer)
+        start = context.restore(model, optimizer, scheduler=scheduler)
         for step in range(start, total_steps):
             ...one step...
             context.step_done(step + 1, total_steps, loss=loss)
-        context.finish(files={...}, metrics={...})
+        context.finish(files={...}, metrics={...}, lineage={...})
 
-`step_done` checkpoints on the interval, and when a node of the run has been given notice it checkpoints at once and
-leaves the node, so that nothing is recomputed.
+A checkpoint holds model, optimizer, whatever else has `state_dict`, and the random generators of every rank: a resumed
+run of as many workers equals an uninterrupted one bit for bit on the CPU. The order of the data must follow from the
+seed and the step, or be given to `restore` as well.
+
+`step_done` begins checkpoints early enough that a node killed without notice costs `checkpoint_every` steps at most,
+and on a notice it checkpoints at once and leaves the node, so that nothing is recomputed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import random
+import threading
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from heliostat.commit import commit
-from heliostat.errors import ObjectExists, ObjectMissing
+from heliostat.errors import CorruptArtifact, ObjectExists
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
-from heliostat.settings import Settings, load
+from heliostat.settings import Settings
 from heliostat.store import Store
-from heliostat.train.checkpoint import CheckpointWriter, load_optimizer, newest, optimizer_tensors
+from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, complete, patiently
+from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
 
 if TYPE_CHECKING:
     import torch
 
 OUTPUT_META = "run.json"
+_RANDOMS_BYTES = 20_480  # 1,249 words of up to 10 digits, as JSON
+
+
+class Stateful(Protocol):
+    """A scheduler, a sampler, a data loader: its state holds JSON values and tensors."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -42,57 +57,107 @@ class RunSpec:
     """What the driver tells every worker."""
 
     run: str
-    checkpoint_every: int  # steps
+    checkpoint_every: int  # steps: what a loss without notice may cost
     workers: int
     group: str
     tags: dict[str, str]
 
 
-class TrainContext:
-    """One worker's view of the run. Made by `heliostat.train.job.run`, in the worker."""
+class Wishes(Protocol):
+    """What the keeper has asked of this worker, and where it says how far it is."""
 
-    def __init__(self, spec: RunSpec, settings: Settings, *, rank: int, world_size: int) -> None:
+    def wish(self) -> float: ...
+    def progress(self, **figures: float) -> None: ...
+
+
+class Left(BaseException):
+    """Raised through the training function when its checkpoint is in the store and the node is to be left.
+
+    No Exception, so that a recipe's own `except Exception` does not hold it up.
+    """
+
+
+class TrainContext:
+    """One worker's view of the run. Made by `heliostat.train.child`, in the training process."""
+
+    def __init__(
+        self, spec: RunSpec, settings: Settings, seat: Seat, wishes: Wishes, *, began_at: float | None = None
+    ) -> None:
         self.spec = spec
-        self.rank = rank
-        self.world_size = world_size
+        self.rank = seat.rank
+        self.world_size = seat.world_size
         self.device = pick_device()
+        self._seat = seat
+        self._wishes = wishes
         self._store = Store.connect(settings.store)
-        self._attempt = uuid.uuid4().hex[:12]
-        self._writer = CheckpointWriter(self._store, spec.run, self._attempt)
-        self._spool = Spool(settings.spool, f"train-{spec.run}-{rank}-{self._attempt}")
+        self._writer = CheckpointWriter(
+            self._store,
+            spec.run,
+            generation=seat.generation,
+            attempt=seat.attempt,
+            rank=seat.rank,
+            ranks=seat.world_size,
+            on_trouble=self._trouble,
+        )
+        self._spool = Spool(settings.spool, f"train-{spec.run}-{seat.rank}-{seat.attempt}")
         self._model: torch.nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._meta: dict[str, Any] = {}
-        self._emit_worker("worker_started")
+        self._extras: dict[str, Stateful] = {}
+        self._safe_step = 0  # the newest step that a loss cannot take back
+        self._pace_s = 0.0  # of a step, smoothed
+        self._last_step_at: float | None = None
+        self._stall_s = 0.0
+        self._from_step = 0
+        self._first_at: float | None = None
+        self._emit_worker("worker_started", began_at=time.time() if began_at is None else began_at)
+        self._newest = _Ahead(self._store, spec.run, self._trouble)
 
-    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the run's newest complete checkpoint into both; returns the number of steps already done (0: fresh)."""
-        self._model, self._optimizer = model, optimizer
-        found = newest(self._store, self.spec.run)
-        if found is not None:
-            names = dict(model.state_dict())
-            model.load_state_dict({name: found.tensors[f"model.{name}"] for name in names})
-            load_optimizer(optimizer, found.tensors)
-            self._meta = dict(found.meta)
-        step = 0 if found is None else found.step
-        self._emit("train_resumed" if found else "train_started", step=step)
-        return step
+    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **extras: Stateful) -> int:
+        """Load the run's newest complete checkpoint; returns the number of steps already done (0: fresh).
+
+        `extras` are saved and restored as well, by their names. The random generators are put back last: draw nothing
+        between this call and the first step that an uninterrupted run would not have drawn there.
+        """
+        self._model, self._optimizer, self._extras = model, optimizer, dict(extras)
+        begun = time.time()
+        for found in self._newest.first_then_others():
+            try:
+                self._load(found)
+            except CorruptArtifact as error:
+                self._trouble(f"passing over a damaged checkpoint: {error}")
+                continue
+            self._safe_step = self._from_step = found.step
+            self._emit("train_resumed", step=found.step, generation=self._seat.generation, restore_at=begun)
+            return found.step
+        self._emit("train_started", step=0, generation=self._seat.generation)
+        return 0
 
     def step_done(self, step: int, total: int, *, loss: float, tokens: int = 0) -> None:
-        """To be called by every rank after each optimizer step. `step` counts completed steps, from 1.
-
-        Raises ray's RayActorError, which Ray Train takes for a preemption, after the checkpoint that a notice asked
-        for is in the store. Let it pass.
-        """
-        self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens)
-        if self._any_rank_has_notice():
-            self._checkpoint(step, wait=True)
+        """To be called by every rank after each optimizer step. `step` counts completed steps, from 1."""
+        self._measure_pace()
+        self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens, world=self.world_size)
+        now = time.time()
+        self._first_at = self._first_at or now
+        self._wishes.progress(
+            step=step,
+            total=total,
+            loss=loss,
+            stall_s=self._stall_s,
+            from_step=self._from_step,
+            first_at=self._first_at,
+            last_at=now,
+        )
+        word = self._agree(max(self._wishes.wish(), SAVE if self._is_due(step, total) else GO_ON))
+        if word == LEAVE:
+            self._save(step)
+            self._writer.wait()
             self._barrier()
             self._emit("train_left", step=step)
             self._emit_worker("worker_ended")
-            _leave()
-        if step % self.spec.checkpoint_every == 0 and step < total:
-            self._checkpoint(step, wait=False)
+            raise Left
+        if word == SAVE and step < total:
+            self._save(step)
+        self._hold_to_interval(step, total)
 
     def finish(self, *, files: Mapping[str, bytes], metrics: Mapping[str, float], lineage: Mapping[str, Any]) -> None:
         """Put what the training made into the store, whole or not at all, as `runs/<run>/output`. Rank 0 only acts."""
@@ -100,61 +165,146 @@ class TrainContext:
         if self.rank == 0:
             about = {"run": self.spec.run, "metrics": dict(metrics), "lineage": dict(lineage)}
             folder = f"runs/{self.spec.run}/output"
-            # An attempt that was killed just after its commit has finished the run: its output is the run's.
-            with contextlib.suppress(ObjectExists):
-                commit(
-                    self._store,
-                    folder,
-                    {**files, OUTPUT_META: json.dumps(about).encode()},
-                    manifest_key=f"{folder}/manifest.json",
-                    attempt=self._attempt,
-                )
+
+            def write() -> None:
+                # An attempt that was killed just after its commit has finished the run: its output is the run's.
+                with contextlib.suppress(ObjectExists):
+                    commit(
+                        self._store,
+                        folder,
+                        {**files, OUTPUT_META: json.dumps(about).encode()},
+                        manifest_key=f"{folder}/manifest.json",
+                        attempt=self._seat.attempt,
+                    )
+
+            patiently(write, what="the output", warn=self._trouble)
             self._emit("train_finished", metrics=dict(metrics))
         self._barrier()
         self._emit_worker("worker_ended")
 
-    def fail(self, trace: str) -> None:
-        """Say that the training function itself is wrong, then let the other ranks know by closing the connections."""
-        import torch.distributed as dist
-
-        print(trace, flush=True)  # noqa: T201  # the job's log is its standard output
-        self._store.put(_failure_key(self.spec.run), trace.encode())
+    def fail(self) -> None:
+        """The training function itself is wrong."""
         self._emit_worker("worker_failed")
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-    def failed_elsewhere(self, *, wait_s: float) -> bool:
-        """Whether another rank has said so, waiting a moment for it."""
-        deadline = time.monotonic() + wait_s
-        while read_failure(self._store, self.spec.run) is None:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.2)
-        return True
 
     def log(self, message: str) -> None:
         if self.rank == 0:
             print(message, flush=True)  # noqa: T201  # the job's log is its standard output
 
-    def _checkpoint(self, step: int, *, wait: bool) -> None:
-        if self.rank != 0 or self._model is None or self._optimizer is None:
-            return
-        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
-        self._writer.save(step, {**tensors, **optimizer_tensors(self._optimizer)}, self._meta, wait=wait)
-        self._emit("checkpoint", step=step, waited=wait)
+    # --- when -------------------------------------------------------------------------------------------------------
 
-    def _any_rank_has_notice(self) -> bool:
-        """All ranks agree by an all-reduce, so that all leave after the same step."""
-        import ray.train
+    def _is_due(self, step: int, total: int) -> bool:
+        """Rank 0 begins a checkpoint so many steps early as its way into the store takes, on what was measured."""
+        if self.rank != 0 or step >= total or self._writer.busy:
+            return False
+        every = self.spec.checkpoint_every
+        if self._writer.committed is None:
+            lead = every / 2  # nothing is measured yet
+        else:
+            lead = 1.25 * self._writer.seconds / max(self._pace_s, 1e-6) + 1
+        since = step - (self._writer.started if self._writer.started is not None else self._safe_step)
+        return since >= max(1, every - math.ceil(min(lead, every / 2)))
+
+    def _hold_to_interval(self, step: int, total: int) -> None:
+        """Wait, if going on would put more than the interval at risk. The other ranks wait in the next step."""
+        if self.rank != 0:
+            return
+        self._safe_step = max(self._safe_step, self._writer.committed or 0)
+        if step - self._safe_step < self.spec.checkpoint_every or step >= total or self._writer.started is None:
+            return
+        begun = time.monotonic()
+        self._writer.wait()
+        waited = time.monotonic() - begun
+        self._stall_s += waited
+        self._safe_step = max(self._safe_step, self._writer.committed or 0)
+        self._emit("checkpoint_stall", step=step, seconds=round(waited, 4))
+
+    def _measure_pace(self) -> None:
+        now = time.monotonic()
+        if self._last_step_at is not None:
+            took = now - self._last_step_at
+            self._pace_s = took if not self._pace_s else 0.8 * self._pace_s + 0.2 * took
+        self._last_step_at = now
+
+    def _agree(self, word: float) -> float:
+        """All ranks take the highest word of all, so that all save, or leave, after the same step."""
         import torch
         import torch.distributed as dist
 
-        mine = 1.0 if ray.train.get_preemption_info() is not None else 0.0
         if self.world_size == 1:
-            return mine > 0
-        flag = torch.tensor([mine], device=self.device)
+            return word
+        flag = torch.tensor([word], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item() > 0)
+        return float(flag.item())
+
+    # --- what -------------------------------------------------------------------------------------------------------
+
+    def _save(self, step: int) -> None:
+        if self._model is None or self._optimizer is None:
+            return
+        begun = time.monotonic()
+        tensors, places = _flatten(self._model, self._optimizer)
+        sharded = bool(places)
+        randoms = self._gather_randoms()
+        meta: dict[str, Any] = {"world_size": self.world_size, "groups": _group_options(self._optimizer)}
+        for name, extra in self._extras.items():
+            held, plain = _split(extra.state_dict())
+            tensors.update({f"extra.{name}.{key}": value for key, value in held.items()})
+            meta.setdefault("extras", {})[name] = plain
+        if self.rank == 0:
+            tensors.update(randoms)
+        if self.rank == 0 or sharded:
+            mine = tensors if self.rank == 0 else {key: tensors[key] for key in places}
+            self._writer.save(step, Part(mine, places), meta, sharded=sharded)
+        took = time.monotonic() - begun
+        self._stall_s += took
+        self._emit("checkpoint", step=step, stall_s=round(took, 4))
+
+    def _load(self, found: Checkpoint) -> None:
+        import torch
+
+        model, optimizer = self._model, self._optimizer
+        if model is None or optimizer is None:
+            return
+        wanted = _pieces(model, optimizer)
+        tensors = found.read_pieces(wanted) if wanted else found.tensors()
+        with torch.no_grad():
+            for name, target in model.state_dict().items():
+                if f"model.{name}" not in wanted:
+                    target.copy_(tensors[f"model.{name}"])
+        _load_optimizer(optimizer, tensors, wanted, found.meta["groups"])
+        for name, extra in self._extras.items():
+            start = f"extra.{name}."
+            held = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+            extra.load_state_dict(_join(held, found.meta["extras"][name]))
+        self._set_randoms(tensors)
+
+    def _gather_randoms(self) -> dict[str, torch.Tensor]:
+        """The state of every rank's generators, on rank 0."""
+        import torch.distributed as dist
+
+        mine = _randoms()
+        if self.world_size == 1:
+            return {f"random.0.{name}": value for name, value in mine.items()}
+        everyone: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object({name: value.tolist() for name, value in mine.items()}, everyone)
+        import torch
+
+        return {
+            f"random.{rank}.{name}": torch.tensor(value, dtype=torch.uint8)
+            for rank, states in enumerate(everyone or [])
+            for name, value in states.items()
+        }
+
+    def _set_randoms(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """This rank's own generators; a rank that the saving run did not have goes on from rank 0's, set apart."""
+        start = f"random.{self.rank}."
+        if any(name.startswith(start) for name in tensors):
+            _put_back({n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)})
+            return
+        import torch
+
+        _put_back({n.removeprefix("random.0."): v for n, v in tensors.items() if n.startswith("random.0.")})
+        torch.manual_seed(torch.initial_seed() + 1_000_003 * self.rank)
 
     def _barrier(self) -> None:
         import torch.distributed as dist
@@ -162,42 +312,195 @@ class TrainContext:
         if self.world_size > 1:
             dist.barrier()
 
-    def _emit_worker(self, kind: str) -> None:
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _emit_worker(self, kind: str, **fields: Any) -> None:
         """Every rank says when it held its node's GPU: the meter needs it."""
         node = os.environ.get("HELIOSTAT_NODE_ID", "")
-        self._spool.emit(kind, run=self.spec.run, rank=self.rank, node=node, attempt=self._attempt, **self.spec.tags)
+        about = {"run": self.spec.run, "rank": self.rank, "node": node, "attempt": self._seat.attempt}
+        self._spool.emit(kind, **about, **self.spec.tags, **fields)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         if self.rank == 0:
-            self._spool.emit(kind, run=self.spec.run, attempt=self._attempt, **self.spec.tags, **fields)
+            self._spool.emit(kind, run=self.spec.run, attempt=self._seat.attempt, **self.spec.tags, **fields)
+
+    def _trouble(self, message: str) -> None:
+        self.log(message)
+        self._emit("checkpoint_trouble", message=message)
 
 
-def read_failure(store: Store, run: str) -> str | None:
-    """The traceback that ended the run, None where its training function has not failed."""
-    try:
-        return store.get(_failure_key(run)).data.decode()
-    except ObjectMissing:
+class _Ahead:
+    """Reads the newest checkpoint while the recipe still builds its model."""
+
+    def __init__(self, store: Store, run: str, warn: Callable[[str], None]) -> None:
+        self._store, self._run, self._warn = store, run, warn
+        self._found: Checkpoint | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._read, daemon=True, name="restore")
+        self._thread.start()
+
+    def first_then_others(self) -> Iterator[Checkpoint]:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if self._found is None:
+            return
+        yield self._found
+        others = complete(self._store, self._run, warn=self._warn)
+        yield from (found for found in others if found.manifest != self._found.manifest)
+
+    def _read(self) -> None:
+        try:
+            patiently(self._find, what="the restore", warn=self._warn)
+        except CorruptArtifact:
+            pass  # found again, and told, when it is read in earnest
+        except Exception as error:  # noqa: BLE001  # a thread's boundary: raised where it is waited for
+            self._error = error
+
+    def _find(self) -> None:
+        self._found = next(complete(self._store, self._run, warn=self._warn), None)
+        if self._found is not None:
+            self._found.fetch()
+
+
+# --- states as flat tensors -----------------------------------------------------------------------------------------
+
+
+def _flatten(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Place]]:
+    """Model and optimizer as local tensors, and the place of each that is only a piece (a DTensor of FSDP2)."""
+    named = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, entry in optimizer.state_dict()["state"].items():
+        named |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
+    tensors, places = {}, {}
+    for name, value in named.items():
+        piece = _piece(value)
+        tensors[name] = value if piece is None else piece[0]
+        if piece is not None:
+            places[name] = piece[1]
+    return tensors, places
+
+
+def _pieces(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[torch.Tensor, Place]]:
+    """What this rank holds a piece of only, to be filled. The optimizer's state is made like its parameters."""
+    import torch
+
+    found = {}
+    for name, value in model.state_dict().items():
+        piece = _piece(value)
+        if piece is not None:
+            found[f"model.{name}"] = piece
+    for index, parameter in enumerate(_parameters(optimizer)):
+        piece = _piece(parameter)
+        if piece is not None:
+            for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                found[f"optimizer.{index}.{name}"] = (torch.zeros_like(piece[0]), piece[1])
+    return found
+
+
+def _piece(value: Any) -> tuple[torch.Tensor, Place] | None:
+    """(local tensor, its place) of a DTensor; None for a tensor that is whole."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(value, DTensor):
         return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    local = value.to_local()
+    _, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
+    return local, Place(tuple(value.shape), tuple(offset))
 
 
-def clear_failure(store: Store, run: str) -> None:
-    store.delete(_failure_key(run))
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    pieces: Mapping[str, tuple[torch.Tensor, Place]],
+    groups: list[dict[str, Any]],
+) -> None:
+    from torch.distributed.tensor import DTensor
+
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    parameters = _parameters(optimizer)
+    for key, (local, _) in pieces.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            like = parameters[int(index)]
+            if int(index) in state and isinstance(like, DTensor):
+                state[int(index)][name] = DTensor.from_local(
+                    local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+                )
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    for group, options in zip(whole["param_groups"], groups, strict=True):
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+    optimizer.load_state_dict(whole)
 
 
-def _failure_key(run: str) -> str:
-    return f"runs/{run}/failure.txt"
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def worker_context(spec: RunSpec) -> TrainContext:
-    import ray.train
+def _group_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Each group's rates and other numbers, as a scheduler has left them."""
+    plain = (int, float, bool, str, type(None), tuple, list)
+    return [
+        {key: value for key, value in group.items() if key != "params" and isinstance(value, plain)}
+        for group in optimizer.param_groups
+    ]
 
-    about = ray.train.get_context()
-    return TrainContext(spec, load(), rank=about.get_world_rank(), world_size=about.get_world_size())
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors, the rest). The rest must be JSON: said here, where the name is known, and not by a later restore."""
+    import torch
+
+    held = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    plain = {key: value for key, value in state.items() if key not in held}
+    return held, json.loads(json.dumps(plain))
 
 
-def _leave() -> None:
-    from ray.exceptions import RayActorError
+def _join(held: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {**plain, **held}
 
-    # Measured: 7.8 s from notice to the next step, against 10.8 s with a return and a second fit(). It leans on Ray
-    # reading `preempted` as the loss of a node, which is charged to the preemption budget, not to max_failures.
-    raise RayActorError(error_msg="left the node on notice, checkpoint saved", preempted=True)
+
+def _randoms() -> dict[str, torch.Tensor]:
+    """The generators of Python, numpy, torch and CUDA, as bytes."""
+    import numpy as np
+    import torch
+
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    text = json.dumps(
+        {
+            "python": [version, list(words), gauss],
+            "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+        }
+    )
+    found = {
+        "torch": torch.get_rng_state(),
+        # Always of one length, so that a checkpoint's layout stays what it is.
+        "python": torch.frombuffer(bytearray(text.encode().ljust(_RANDOMS_BYTES)), dtype=torch.uint8),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def _put_back(states: Mapping[str, torch.Tensor]) -> None:
+    import numpy as np
+    import torch
+
+    if "torch" in states:
+        torch.set_rng_state(states["torch"])
+    if "python" in states:
+        about = json.loads(bytes(states["python"].tolist()))
+        version, words, gauss = about["python"]
+        random.setstate((version, tuple(words), gauss))
+        kind, keys, position, has_gauss, cached = about["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

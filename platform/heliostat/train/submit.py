@@ -61,8 +61,10 @@ def job_request(
     name: str, spec: JobSpec, *, arguments: Sequence[str], run: str, package: str
 ) -> dict[str, Any]:  # Any: the keyword arguments of Ray's submit_job
     """What is asked of Ray's Jobs API. Pure."""
+    # Ray starts no driver twice; the supervisor does, when it was killed.
+    supervised = ["python", "-m", "heliostat.train.supervise", "--"]
     return {
-        "entrypoint": shlex.join([*shlex.split(spec.entrypoint), *arguments]),
+        "entrypoint": shlex.join([*supervised, *shlex.split(spec.entrypoint), *arguments]),
         "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group}},
         "metadata": {"heliostat_run": run, "job": name, "publishes": spec.publishes},
     }

@@ -1,0 +1,223 @@
+"""Training processes as keepers start them, with a real store and real gloo, and without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from heliostat.events import read_spool
+from heliostat.settings import Settings, save
+from heliostat.store import Store
+from heliostat.train import keeper as keeper_module
+from heliostat.train import warm
+from heliostat.train.checkpoint import claim_generation, newest
+from heliostat.train.child import Order
+from heliostat.train.context import RunSpec
+from heliostat.train.keeper import Keeper
+from heliostat.train.seat import About, Ended, Seat
+
+sys.path.insert(0, str(Path(__file__).parent))
+import small_recipe
+from small_recipe import Config
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
+
+
+class LocalKeeper(Keeper):
+    """A keeper in this process instead of in a Ray actor; what it does with training processes is the real one's."""
+
+    def __init__(self, node: str) -> None:
+        import threading
+
+        self._about = About(node, "127.0.0.1", 0)
+        self._process = None
+        self._progress = {}
+        self._lock = threading.Lock()
+        warm.ensure(node, belongs_to=os.getpid())
+
+
+class Bench:
+    """Runs attempts of one run after the other, as the gang does."""
+
+    def __init__(self, node: str, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.node, self.store, self.settings = node, store, settings
+        monkeypatch.setenv("HELIOSTAT_SETTINGS", str(settings.state_dir) + "/settings.json")
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.setenv("HELIOSTAT_LOGICAL_GPUS", "1")
+        self.keepers: list[LocalKeeper] = []
+
+    def attempt(self, run: str, config: Config, *, workers: int, every: int = 5, train: str = "train") -> list[Ended]:
+        import pickle
+
+        generation = claim_generation(self.store, run)
+        order = Order(RunSpec(run, every, workers, "train", {}), getattr(small_recipe, train), config)
+        self.keepers = [LocalKeeper(self.node) for _ in range(workers)]
+        seats = [Seat(rank, workers, f"{generation:06d}-{uuid.uuid4().hex[:6]}", generation) for rank in range(workers)]
+        seats = [Seat(**{**asdict(seat), "attempt": seats[0].attempt}) for seat in seats]
+        with ThreadPoolExecutor(workers) as pool:
+            work = [(keeper, seat, pickle.dumps(order)) for keeper, seat in zip(self.keepers, seats, strict=True)]
+            ports = list(pool.map(lambda job: job[0].prepare(job[1], job[2]), work))
+            futures = [pool.submit(keeper.train, "127.0.0.1", ports[0]) for keeper in self.keepers]
+            ended = [future.result() for future in futures]
+        for keeper in self.keepers:
+            keeper.stop()
+        return ended
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    return f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def bench(node: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    settings = Settings(
+        cluster="test",
+        dashboard_url="http://127.0.0.1:1",
+        gcs_address="127.0.0.1:1",
+        serve_url="http://127.0.0.1:1",
+        store=store.settings,
+        spool=tmp_path / "spool",
+        state_dir=tmp_path,
+    )
+    save(settings, tmp_path / "settings.json")
+    return Bench(node, store, settings, monkeypatch)
+
+
+def folder(tmp_path: Path, name: str) -> str:
+    (tmp_path / name).mkdir()
+    return str(tmp_path / name)
+
+
+def losses(where: str, rank: int = 0) -> dict[int, float]:
+    lines = (Path(where) / f"losses-{rank}.jsonl").read_text().splitlines()
+    return dict(map(tuple, map(json.loads, lines)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(bench: Bench, tmp_path: Path, workers: int) -> None:
+    """Losses of every rank and final weights, over dropout, Adam, a scheduler, a sampler and three kinds of chance."""
+    whole, parts = folder(tmp_path, "whole"), folder(tmp_path, "parts")
+    assert {e.kind for e in bench.attempt("whole", Config(23, whole), workers=workers)} == {"done"}
+    for stop in (7, 16):
+        assert {e.kind for e in bench.attempt("parts", Config(23, parts, stop), workers=workers)} == {"left"}
+    assert {e.kind for e in bench.attempt("parts", Config(23, parts), workers=workers)} == {"done"}
+    for rank in range(workers):
+        assert losses(parts, rank) == losses(whole, rank)
+        lines = (Path(parts) / f"losses-{rank}.jsonl").read_text().splitlines()
+        assert len(lines) == 23  # nothing was computed twice
+        weights = [(Path(where) / f"weights-{rank}.txt").read_text() for where in (whole, parts)]
+        assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_holds_the_generators_of_every_rank_and_the_state_of_what_was_named(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.attempt("one", Config(12, folder(tmp_path, "one"), 6), workers=2)
+    found = newest(bench.store, "one")
+    assert found is not None
+    names = set(found.tensors())
+    assert {"random.0.torch", "random.1.torch", "random.1.python", "model.0.weight", "optimizer.0.exp_avg"} <= names
+    assert len(found.meta["extras"]["sampler"]["seen"]) == 6
+    assert found.meta["extras"]["scheduler"]["last_epoch"] == 6
+
+
+def test_fsdp2_gives_the_losses_of_ddp_and_its_checkpoints_are_cut_anew_for_other_world_sizes(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """2 ranks save, 1 goes on, 3 go on; against one process that was never cut."""
+    alone, cut = folder(tmp_path, "alone"), folder(tmp_path, "cut")
+    assert bench.attempt("alone", Config(18, alone, mode="plain"), workers=1)[0].kind == "done"
+    for workers, stop in ((2, 6), (1, 12), (3, None)):
+        mode = "fsdp" if workers > 1 else "plain"
+        ended = bench.attempt("cut", Config(18, cut, stop, mode=mode), workers=workers)
+        assert {e.kind for e in ended} == {"left" if stop else "done"}, ended
+    weights = [json.loads((Path(where) / "values-0.json").read_text()) for where in (alone, cut)]
+    assert weights[1] == pytest.approx(weights[0], rel=1e-3, abs=1e-4)
+    both = losses(alone), losses(cut)
+    assert both[1][12] == pytest.approx(both[0][12], rel=1e-3)  # the steps in which rank 0 saw the whole batch
+    assert len(losses(cut, 1)) == len(losses(cut, 2)) + 6 == 12  # rank 1 took part in the first and the last six
+
+
+def test_a_frozen_worker_is_a_loss_and_not_a_hang(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "FROZEN_S", 3.0)
+    begun = time.monotonic()
+    ended = bench.attempt("r", Config(50, folder(tmp_path, "f"), freeze_rank=1), workers=2)
+    assert [e.kind for e in ended] == ["lost", "lost"]
+    assert "no sign of life" in ended[1].text
+    assert time.monotonic() - begun < 40
+
+
+def test_an_error_of_the_recipe_is_told_apart_from_a_loss(bench: Bench, tmp_path: Path) -> None:
+    ended = bench.attempt("r", Config(5, folder(tmp_path, "f")), workers=1, train="broken")
+    assert ended[0].kind == "failed"
+    assert "KeyError: 'no such column'" in ended[0].text
+
+
+def test_a_killed_process_is_a_loss_with_its_signal_and_a_dead_keepers_process_ends(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """The training process of a keeper that is gone must not go on: its node's GPU would be held for nothing."""
+    where = folder(tmp_path, "f")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(bench.attempt, "r", Config(5, where), workers=1, train="slow")
+        while not (Path(where) / "here-0").exists():
+            time.sleep(0.05)
+        started = [e for e in read_spool(bench.settings.spool) if e.kind == "worker_started"]
+        assert len(started) == 1
+        process = bench.keepers[0]._process
+        assert process is not None
+        assert process.warm
+        assert process._life is not None
+        process._life.close()  # as the kernel does when the keeper is killed
+        ended = future.result(timeout=20)
+    assert ended[0].kind == "lost"
+
+
+def test_without_a_warm_process_a_new_python_does_the_same(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "_ask_to_fork", lambda *arguments: None)
+    where, warm_where = folder(tmp_path, "cold"), folder(tmp_path, "warm")
+    assert bench.attempt("cold", Config(6, where), workers=1)[0].kind == "done"
+    monkeypatch.undo()
+    monkeypatch.setenv("HELIOSTAT_SETTINGS", str(tmp_path / "settings.json"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert bench.attempt("warm", Config(6, warm_where), workers=1)[0].kind == "done"
+    assert losses(where) == losses(warm_where)
+
+
+def test_the_warm_process_ends_with_the_process_it_belongs_to(tmp_path: Path) -> None:
+    node = f"test-{uuid.uuid4().hex[:8]}"
+    raylet = os.fork()
+    if raylet == 0:
+        time.sleep(60)
+        os._exit(0)
+    warm.ensure(node, belongs_to=raylet)
+    begin = warm.Start("small_child:main", dict(os.environ), str(tmp_path), [str(tmp_path), *sys.path])
+    (tmp_path / "small_child.py").write_text(
+        "import os, time\ndef main(channel, payload):\n    channel.send({'pid': os.getpid(), 'parent': os.getppid()})\n"
+        "    time.sleep(60)\n"
+    )
+    process = warm.start(node, begin, b"")
+    about = process.channel.receive(30)
+    assert about is not None
+    assert process.warm
+    os.kill(raylet, signal.SIGKILL)
+    os.waitpid(raylet, 0)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{about[key]}").exists() for key in ("pid", "parent")):
+        assert time.monotonic() < deadline, "it outlived its raylet"
+        time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The laws of deadline jobs, over arbitrary traces: kept deadlines, bounded costs, and an optimum that nothing beats."""
+"""The laws of deadline jobs, over arbitrary traces: kept deadlines, bounded costs, an optimum that nothing beats."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heliostat.cli.rehearse import job_rehearse
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
 app = typer.Typer(
@@ -138,6 +139,9 @@ def job_stop(job_id: str, cluster: Cluster = None) -> None:
 
     Platform.connect(cluster).jobs.stop(job_id)
     print_progress(f"stopping {job_id}")
+
+
+job.command("rehearse")(job_rehearse)
 
 
 @model.command("list")

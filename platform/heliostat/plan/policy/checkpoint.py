@@ -25,7 +25,11 @@ class Interval:
 
 
 def reclaims_per_node_hour(
-    reclaims: int, node_hours: float, *, prior_reclaims: float = PRIOR_RECLAIMS, prior_node_hours: float = PRIOR_NODE_HOURS
+    reclaims: int,
+    node_hours: float,
+    *,
+    prior_reclaims: float = PRIOR_RECLAIMS,
+    prior_node_hours: float = PRIOR_NODE_HOURS,
 ) -> float:
     """The rate at which a node of a group is taken, from what was counted.
 

@@ -1,7 +1,7 @@
 """A job that must end by a deadline, moving between spot and on-demand: the question, and three simple answers.
 
-A policy is asked at every poll (`Deadline.poll_s`) and when spot is taken away, and answers with the market to be in. It
-is not asked while it runs on spot: to leave a node that works for the dearer market never pays. The answer is a
+A policy is asked at every poll (`Deadline.poll_s`) and when spot is taken away, and answers with the market to be in.
+It is not asked while it runs on spot: to leave a node that works for the dearer market never pays. The answer is a
 function of its arguments alone; what a policy learns from the past it returns as a value (`learn`), which the one who
 asks keeps. So the same policy serves a rehearsal on a recorded trace and the controller.
 
@@ -154,7 +154,7 @@ class OnDemandOnly(Forgetful):
 
 
 class Greedy(Forgetful):
-    """Spot whenever it is there, restarting after each reclaim; else wait; on-demand, to the end, when time is short."""
+    """Spot whenever it is there, restarting after each reclaim; else wait; on-demand to the end when time is short."""
 
     name = "greedy spot"
 

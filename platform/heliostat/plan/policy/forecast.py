@@ -186,7 +186,7 @@ def _solved(job: Deadline, settings: Settings) -> Plan:
 
 
 def _step_s(job: Deadline) -> float:
-    """About a `STEPS`-th of the time, and such that a changeover is a whole number of steps or a step of changeovers."""
+    """About a `STEPS`-th of the time; a changeover is a whole number of steps, or a step of changeovers."""
     rough = job.deadline_s / STEPS
     if job.changeover_s <= 0:
         return rough
@@ -215,14 +215,14 @@ class _Solver:
         """The table [I, J, 7, W]. At j = 0 the work is done and everything costs nothing."""
         worlds = len(self.lose)
         table = np.zeros((self.levels, self.works, 7, worlds), np.float32)
-        spot, od_up, od_down, idle_up, idle_down = np.zeros((5, self.levels, worlds))
+        spot, od_up, od_down, idle_down = np.zeros((4, self.levels, worlds))
         for j in range(1, self.works):
             # One step of work on either market, slack unchanged. [I, W]
             spot = self.job.spot_price * self.step_s + self._turn(self.lose, spot, idle_down)
             stay_up = self.step_s + self._turn(self.lose, od_up, od_down)
             stay_down = self.step_s + self._turn(self.gain, od_down, od_up)
             start_up, start_down = self._starts(stay_up, stay_down)
-            try_spot, wait_up, wait_down, idle_up, idle_down = self._idle(spot, start_up, start_down)
+            try_spot, wait_up, wait_down, idle_down = self._idle(spot, start_up, start_down)
             od_up = np.minimum(np.minimum(stay_up, try_spot), wait_up)
             od_down = np.minimum(stay_down, wait_down)
             actions = (wait_down, wait_up, start_down, start_up, stay_down, stay_up, try_spot)
@@ -252,7 +252,7 @@ class _Solver:
         return moved
 
     def _idle(self, spot: Floats, start_up: Floats, start_down: Floats) -> tuple[Floats, ...]:
-        """Trying spot, waiting (spot up, down) and the best when idle (spot up, down), by rising slack. [I, W] each.
+        """Trying spot, waiting (spot up, down) and the best when idle with spot down, by rising slack. [I, W] each.
 
         A try that fails is taken to cost half a changeover's money and a whole one's slack.
         """
@@ -271,4 +271,4 @@ class _Solver:
                     lost = lost + part * (idle_down[i - low + 1] - lost)
                 try_spot[i] = self._turn(self.lose_start, works[i], price / 2 + lost)
             idle_up[i] = np.minimum(np.minimum(wait_up[i], start_up[i]), try_spot[i])
-        return try_spot, wait_up, wait_down, idle_up, idle_down
+        return try_spot, wait_up, wait_down, idle_down

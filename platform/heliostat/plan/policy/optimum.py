@@ -14,8 +14,8 @@ def optimum(job: Deadline, up: Sequence[bool], *, tick_s: int) -> float:
     """Seconds of on-demand that the cheapest schedule costs; up[i] tells whether spot is there in tick i.
 
     Schedules change market at ticks, as policies do, and count time and money as `deadline` says. Forward dynamic
-    programming over ticks; the state is the market and the slack lost so far, [L] in units of u = gcd(tick, changeover),
-    because running on either market leaves the slack as it is. Only waiting (a tick) and starting (a changeover) cost
+    programming over ticks; the state is the market and the slack lost so far, [L] in units of gcd(tick, changeover):
+    running on either market leaves the slack as it is. Only waiting (a tick) and starting (a changeover) cost
     slack. A start is charged its whole changeover at once: one that is cut short is never worth its money, so no
     schedule that matters is charged too much. Work left = time left - slack left; changeover_s must be whole seconds.
     """
@@ -46,7 +46,9 @@ def optimum(job: Deadline, up: Sequence[bool], *, tick_s: int) -> float:
     return best
 
 
-def _later(costs: np.ndarray[tuple[int], np.dtype[np.float64]], units: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _later(
+    costs: np.ndarray[tuple[int], np.dtype[np.float64]], units: int
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The costs [L] after so many more units of slack were lost."""
     moved = np.full_like(costs, np.inf)
     if units < len(costs):

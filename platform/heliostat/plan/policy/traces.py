@@ -1,7 +1,7 @@
 """Spot traces: how many nodes could be had, tick by tick. Read, written, recorded, generated, cut into windows.
 
-One JSON file is one zone: `{"metadata": {"gap_seconds": 300}, "data": [1, 1, 0, ...]}`; data[i] holds from tick i to the
-next. That is the form of the traces published with "Can't Be Late" (Wu et al., NSDI 2024), whose names say the rest:
+One JSON file is one zone: `{"metadata": {"gap_seconds": 300}, "data": [1, 1, 0, ...]}`; data[i] holds from tick i to
+the next. That is the form of the traces published with "Can't Be Late" (Wu et al., NSDI 2024), whose names say the rest:
 `<kind>_<nodes>-node_<cloud>-<start date>_<zone>_<gpu>_<gpus per node>.json`. Files written here say it in the metadata
 as well: `kind`, `nodes`, `start`. Other names are taken too.
 
@@ -185,8 +185,10 @@ class Climate:
             raise UsageError(f"{self} cannot be", do="means above 0, a spread from 0, a day's swing from 0 to below 1")
 
 
-def generate(seed: int, *, days: float = 14.0, tick_s: int = 300, nodes: int = 1, climate: Climate | None = None) -> Trace:
-    """A trace drawn with a seed: the same arguments give the same trace. It starts at midnight, and up or down by chance."""
+def generate(
+    seed: int, *, days: float = 14.0, tick_s: int = 300, nodes: int = 1, climate: Climate | None = None
+) -> Trace:
+    """A trace drawn with a seed: the same arguments give the same trace. It starts at midnight."""
     climate = climate or Climate()
     random = np.random.default_rng(seed)
     ticks = max(1, round(days * 86400 / tick_s))
@@ -208,7 +210,7 @@ def record(events: Iterable[Event], *, group: str, tick_s: int = 300, until: flo
     """One's own reclaims as a trace: how many spot nodes of a worker group were ready, tick by tick, up to `until`.
 
     Reads the events node_started, node_ready and node_ended; times are in seconds since the epoch. The kind is
-    `preemption`: a 0 says that none ran, not that none could be had. Raises UsageError where the group had no spot node.
+    `preemption`: a 0 says that none ran, not that none could be had. Raises UsageError where there was no spot node.
     """
     lives: dict[str, tuple[float, float]] = {}
     for event in events:
@@ -222,6 +224,8 @@ def record(events: Iterable[Event], *, group: str, tick_s: int = 300, until: flo
         raise UsageError(f"no spot node of group {group!r} was ever ready", do="record a group that has run on spot")
     first = min(ready for ready, _ in lives.values())
     moments = first + tick_s * np.arange(max(1, math.ceil((until - first) / tick_s)))
-    counts = sum((moments >= ready) & (moments < ended) for ready, ended in lives.values()) + np.zeros(len(moments), int)
+    counts = sum((moments >= ready) & (moments < ended) for ready, ended in lives.values()) + np.zeros(
+        len(moments), int
+    )
     start = np.datetime_as_string(np.datetime64(int(first), "s"), timezone="UTC")
     return Trace(group, PREEMPTION, max(1, int(counts.max())), tick_s, counts.astype(np.int64), str(start))

@@ -1,7 +1,7 @@
 """Spot traces: how many nodes could be had, tick by tick. Read, written, recorded, generated, cut into windows.
 
 One JSON file is one zone: `{"metadata": {"gap_seconds": 300}, "data": [1, 1, 0, ...]}`; data[i] holds from tick i to
-the next. That is the form of the traces published with "Can't Be Late" (Wu et al., NSDI 2024), whose names say the rest:
+the next. That is the form of the traces published with "Can't Be Late" (Wu et al., NSDI 2024); their names say more:
 `<kind>_<nodes>-node_<cloud>-<start date>_<zone>_<gpu>_<gpus per node>.json`. Files written here say it in the metadata
 as well: `kind`, `nodes`, `start`. Other names are taken too.
 

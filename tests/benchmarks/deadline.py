@@ -378,7 +378,6 @@ def summary(scores: Sequence[Score], zones: Sequence[ZoneScore], *, skipped: int
         "skipped": skipped,
         **mine,
         "never_above_on_demand": mine["above_on_demand"] == 0,
-        "most_above_on_demand": DEFAULTS.most_over,
         "by_work": {str(w): figures(FORECAST, [s for s in scores if s.work == w]) for w in WORK},
         "files_not_tuned_on": figures(FORECAST, others) if others else None,
         "policies": {name: figures(name, scores) for name in (*SIMPLE, HISTORY)},

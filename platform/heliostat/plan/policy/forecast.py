@@ -10,7 +10,7 @@ Three parts:
    left, by stochastic dynamic programming, once per job. A decision compares the actions' costs, averaged over the
    belief: the QMDP approximation (Littman, Cassandra and Kaelbling, 1995), which does not value learning for itself.
 
-Around it stand the two rules that keep the deadline (`deadline`) and one that bounds the cost (`most_over`).
+Around it stand the two rules that keep the deadline (`deadline`) and one that bounds the cost (`WASTE`).
 
 Shapes: I slack levels, J work levels, U means of up spells, D means of down spells, W = U x D worlds.
 """
@@ -34,8 +34,8 @@ STAY = 0.95
 """The chance that the world after a spell is the one before it; else any of the others, all alike."""
 FORGET_S = 96 * 3600.0
 """What was learnt fades towards knowing nothing, by a factor of e in this time."""
-MOST_OVER = 0.02
-"""A job never costs more than this share above on-demand only."""
+WASTE = 6.0
+"""A job never costs more than on-demand only and this many changeovers."""
 STEPS = 360
 """Steps from start to deadline in the plan, about: 10 minutes for 60 hours."""
 NEVER = 1e9
@@ -57,7 +57,7 @@ class Settings:
     means_h: tuple[float, ...] = MEANS_H
     stay: float = STAY
     forget_s: float = FORGET_S
-    most_over: float = MOST_OVER
+    waste: float = WASTE
 
 
 DEFAULTS = Settings()
@@ -100,9 +100,9 @@ class Forecast:
         on_demand = now.market == Market.ON_DEMAND
         if now.market == Market.SPOT and now.spot_up:
             return Market.SPOT
-        spare = self._spare(now)
-        may_try = can_try_spot(self.job, now) and spare >= self.job.spot_price * self.job.changeover_s
-        may_wait = can_wait(self.job, now) and (spare >= 0 or not on_demand)
+        may_waste = self._spare_s(now) >= self.job.spot_price * self.job.changeover_s
+        may_try = can_try_spot(self.job, now) and may_waste
+        may_wait = can_wait(self.job, now) and (may_waste or not on_demand)
         if not may_try and not may_wait:
             return Market.ON_DEMAND
         costs = self.plan.costs(slack_left_s(self.job, now), now.work_left_s, self._worlds(memory, now))
@@ -119,10 +119,17 @@ class Forecast:
         seen = self._seen(np.array(memory.up), spell_s)
         return float(seen @ self._means_s / seen.sum())
 
-    def _spare(self, now: Observation) -> float:
-        """What may be wasted before the cost could exceed its bound: going to on-demand now and staying there."""
-        bound = (1 + self.settings.most_over) * self.job.on_demand_cost_s
-        return bound - now.spent_s - now.work_left_s - self.job.changeover_s
+    def _spare_s(self, now: Observation) -> float:
+        """What may be wasted yet, in seconds of on-demand: the cost's bound, less starting on-demand and staying there.
+
+        To leave on-demand is worth it for spot alone, so it is left only while a try that fails can be afforded.
+        """
+        return self.most_s - now.spent_s - now.work_left_s - self.job.changeover_s
+
+    @property
+    def most_s(self) -> float:
+        """The most that the job can cost, in seconds of on-demand, whatever spot does."""
+        return self.job.on_demand_cost_s + self.settings.waste * self.job.changeover_s
 
     def _seen(self, belief: Floats, spell_s: float) -> Floats:
         """The belief weighed by the chance of a spell this long, up to a factor. [U] or [D]."""

@@ -12,6 +12,7 @@ from heliostat.cli import render as rendering
 from heliostat.cli.model import model
 from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
+from heliostat.cli.rehearse import job_rehearse
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
 app = typer.Typer(
@@ -158,6 +159,9 @@ def job_stop(job_id: str, cluster: Cluster = None) -> None:
 
     Platform.connect(cluster).jobs.stop(job_id)
     print_progress(f"stopping {job_id}")
+
+
+job.command("rehearse")(job_rehearse)
 
 
 @apps.command("deploy")

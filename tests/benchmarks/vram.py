@@ -3,13 +3,13 @@
     python tests/benchmarks/vram.py --cases FILE
 
 FILE is a CSV, one measurement a row: model shape, method, sharding, GPU, what was measured and where. Labels are read
-as people write them ("full (assumed)", "fsdp 4 x context-parallel 2"); what a source leaves open takes the estimator's
-defaults, and a row that cannot be scored is listed with the reason.
+as people write them ("full (assumed)", "fsdp 4 x context-parallel 2"); what a source leaves open takes the choice that
+needs more, and a row that cannot be scored is listed with the reason.
 
 Scored are rows of kind `measured` that give a GPU's whole memory. Rows of one series (same model, method, recipe, GPU
 and source; many lengths) count once: a series' error is the mean of its rows' absolute errors, so that errors do not
-cancel. The confusion table asks of every measurement and every GPU of the file whether it fits
-there. GB is 1e9, GiB is 2**30.
+cancel. The confusion table asks of every measurement and every GPU of the file whether it fits there; to a figure of
+PyTorch's allocator our own estimate of what it does not see is added. GB is 1e9, GiB is 2**30.
 """
 
 from __future__ import annotations

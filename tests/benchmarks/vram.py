@@ -3,13 +3,13 @@
     python tests/benchmarks/vram.py --cases FILE
 
 FILE is a CSV, one measurement a row: model shape, method, sharding, GPU, what was measured and where. Labels are read
-as people write them ("full (assumed)", "fsdp 4 x context-parallel 2"); what a source leaves open takes the estimator's
-defaults, and a row that cannot be scored is listed with the reason.
+as people write them ("full (assumed)", "fsdp 4 x context-parallel 2"); what a source leaves open takes the choice that
+needs more, and a row that cannot be scored is listed with the reason.
 
 Scored are rows of kind `measured` that give a GPU's whole memory. Rows of one series (same model, method, recipe, GPU
 and source; many lengths) count once: a series' error is the mean of its rows' absolute errors, so that errors do not
-cancel. The confusion table asks of every measurement and every GPU of the file whether it fits
-there. GB is 1e9, GiB is 2**30.
+cancel. The confusion table asks of every measurement and every GPU of the file whether it fits there; to a figure of
+PyTorch's allocator our own estimate of what it does not see is added. GB is 1e9, GiB is 2**30.
 """
 
 from __future__ import annotations
@@ -183,6 +183,8 @@ def read_measured(row: Row, serving: bool) -> tuple[str, float]:
         if "oom" in note or "out of memory" in note:
             return "out of memory", 0.0
         raise Skip(f"measured is {row['measured']!r}")
+    if value == 0 and not (unit.startswith("token") and not serving):
+        raise Skip("measured is 0")
     if unit.startswith("token"):
         # No token at all is the table's way to say that the card is too small.
         return ("kv tokens" if serving else "longest" if value else "out of memory"), value
@@ -190,8 +192,6 @@ def read_measured(row: Row, serving: bool) -> tuple[str, float]:
         return "kv tokens", value * (number(unit) or KV_BLOCK)
     if unit not in UNITS:
         raise Skip(f"unit {row['unit']!r}")
-    if value == 0:
-        raise Skip("measured is 0")
     value *= UNITS[unit]
     if "sum" in row["scope"].lower():
         value /= gpus_of(row)
@@ -479,8 +479,7 @@ def other_quantity(case: Case) -> float:
     """The estimate of a part of the memory, or of the KV cache's capacity."""
     need, name = case.need(OVERHEADS), case.quantity.removeprefix("part:")
     if isinstance(case.workload, Serving) and name in ("kv cache", "kv tokens"):
-        utilisation = number(after(case.row["quantity"] + " " + case.row["note"], "utilization"))
-        memory = (case.card or 0) * (utilisation if utilisation and utilisation <= 1 else 0.9)
+        memory = (case.card or 0) * utilisation(f"{case.row['quantity']} {case.row['note']}")
         if name == "kv cache":
             return memory - need.without("KV cache").total
         tokens = kv_tokens(case.shape, case.workload, round(memory), OVERHEADS)
@@ -496,8 +495,10 @@ def other_quantity(case: Case) -> float:
     return sum(need.term(term) for term in terms)
 
 
-def after(text: str, word: str) -> str:
-    return text.lower().partition(word)[2][:20]
+def utilisation(text: str) -> float:
+    """vLLM's gpu_memory_utilization where the text names it, else its long-standing default of 0.9."""
+    found = number(text.lower().partition("utilization")[2][:12]) or 0.9
+    return found / 100 if found > 1 else found
 
 
 def print_confusion(calls: Sequence[Call]) -> None:

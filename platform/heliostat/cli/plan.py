@@ -171,6 +171,7 @@ _COLUMNS = (
 def print_sizing(sizing: Sizing, today: dt.date) -> None:
     """The terms, then the cards; warnings on stderr."""
     from heliostat.plan.params import human_params
+    from heliostat.plan.size import wants_bf16
     from heliostat.units import human_bytes
 
     shape, need = sizing.shape, sizing.need
@@ -181,6 +182,8 @@ def print_sizing(sizing: Sizing, today: dt.date) -> None:
     rows.append(("total", human_bytes(need.total), human_bytes(need.doubt), f"at its peak, the {need.peak}", ""))
     print_table(("one GPU holds", "bytes", "+-", "formula", "source"), rows, title=f"{about}: {_words(sizing)}")
     _print_columns(_COLUMNS, [_card_cells(row, today) for row in sizing.cards])
+    if wants_bf16(sizing.workload) and (without := [row.card.name for row in sizing.cards if row.card.lacks_bf16]):
+        print_progress(f"warning: no bf16 on {', '.join(without)}: use fp16 there, which takes as much memory")
     _warn_of_prices([offer for row in sizing.cards for offer in (row.on_demand, row.spot) if offer], today)
 
 
@@ -268,6 +271,7 @@ def _card_json(row: CardRow, today: dt.date) -> dict[str, Any]:  # Any: JSON
     return {
         "accelerator": row.card.name,
         "memory": row.card.usable_bytes,
+        "lacks_bf16": row.card.lacks_bf16,
         "answer": row.fit.answer,
         "margin": row.fit.margin,
         "kv_tokens": row.kv_tokens,

@@ -79,6 +79,11 @@ class Accelerator:
         return round(self.usable_gib * GIB)
 
     @property
+    def lacks_bf16(self) -> bool:
+        """Older than Ampere: fp16 takes its place, in as many bytes. False where its rates are not known."""
+        return self.vendor == "nvidia" and self.fp16_tflops is not None and self.bf16_tflops is None
+
+    @property
     def runs_torch(self) -> bool:
         """Whether the arithmetic of vram.py holds for it: PyTorch on CUDA or ROCm. Neuron and XLA devices differ."""
         return self.vendor in _CUDA_VENDORS

@@ -63,6 +63,13 @@ def gpus_of(workload: Serving | Training) -> int:
     return workload.gpus * workload.tensor * workload.pipeline
 
 
+def wants_bf16(workload: Serving | Training) -> bool:
+    """Whether it computes in bf16, as far as its words say."""
+    if isinstance(workload, Serving):
+        return workload.dtype == "bf16"
+    return workload.precision != "fp32" if workload.method == "full" else workload.dtype == "bf16"
+
+
 def size(shape: ModelShape, workload: Serving | Training, catalogue: Catalogue, *, on: str | None = None) -> Sizing:
     """Against every accelerator that runs PyTorch, or the one named. Raises UsageError for an unknown one."""
     cards = [catalogue.accelerator(on)] if on else [c for c in catalogue.accelerators.values() if c.runs_torch]

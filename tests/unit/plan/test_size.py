@@ -93,6 +93,12 @@ def test_a_config_a_folder_and_a_size_are_all_models(tmp_path: Path) -> None:
     assert printed("6738415616")["model"]["params"] == 6_738_415_616
 
 
+def test_cards_without_bf16_are_warned_of_where_it_is_wanted() -> None:
+    assert "no bf16 on T4" in run("1B", "--on", "T4").stderr
+    for words in (("1B", "--on", "T4", "--dtype", "fp16"), ("1B", "--on", "L4"), ("1B", "--on", "RTX-PRO-4500-BSE")):
+        assert "no bf16" not in run(*words).stderr
+
+
 def test_more_tokens_than_positions_are_warned_of() -> None:
     assert "positions for 4096" in run(str(CONFIGS / "dense-7b.json"), "--context", "8192").stderr
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from heliostat.plan.vram import OVERHEADS
 from heliostat.plan.workload import Serving, Training
@@ -23,6 +26,12 @@ TRAIN = {
     "checkpointing": "full (assumed)", "attention": "flash2", "measured": "20", "unit": "GiB", "scope": "per_gpu",
     "quantity": "device memory", "kind": "measured", "note": "", "url": "https://example.org/page",
 }  # fmt: skip
+
+
+ODD = (
+    "", "0", "-1", "OOM", ">80", "~14", "1,024", "tp 3", "zero3 x tp 64", "pp 1000", "cp 0", "8x7B", "24 enc + 24 dec",
+    "serve", "tokens", "blocks of 0", "MiB", "sum_over_gpus", "qlora", "W4A16", "r64", "weights", "KV cache", "nan",
+)  # fmt: skip
 
 
 def read(tmp_path: Path, *rows: dict[str, str]) -> tuple[list[benchmark.Case], list[tuple[str, str]]]:
@@ -119,6 +128,25 @@ def test_a_row_that_cannot_be_scored_is_listed_with_the_reason(tmp_path: Path) -
     assert cases == []
     assert [name for name, _ in skipped] == [f"b{i}" for i in range(len(broken))]
     assert all(reason for _, reason in skipped)
+
+
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(sorted(TRAIN)), st.one_of(st.text(max_size=12), st.sampled_from(ODD)), min_size=1, max_size=4
+    )
+)
+@settings(max_examples=80, deadline=None)
+def test_no_row_is_too_odd_to_read(changes: dict[str, str]) -> None:
+    """It is scored or listed, and what was scored can be asked anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        cases, skipped = read(Path(folder), {**TRAIN, **changes})
+    assert len(cases) + len(skipped) == 1
+    benchmark.confusion(cases)
+    for case in cases:
+        if case.quantity == "total":
+            assert case.error(OVERHEADS) > -1
+        elif case.quantity not in ("longest", "out of memory"):
+            benchmark.other_quantity(case)
 
 
 def test_out_of_memory_counts_as_what_did_not_fit(tmp_path: Path) -> None:

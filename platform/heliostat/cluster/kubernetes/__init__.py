@@ -3,8 +3,12 @@
     objects   what the objects are, whose, and in which order           pure
     diff      what an apply would change, in words                      pure
     api       one API server: requests, retries, watches, refusals      the seam to the `kubernetes` client
+    refusal   the server's refusals in words, with a cure               pure
+    scale     what belongs to the Ray autoscaler                        pure
     applying  plan, apply, remove
-    ready     is it up, and if not, why not                             the reasons are pure
+    leftovers what of ours is no longer wanted
+    ready     is it up
+    why       and if not, why not                                       pure
 
 Nothing is remembered between two commands: what is there is read from the server each time, so a command that was
 killed is finished by running it again.

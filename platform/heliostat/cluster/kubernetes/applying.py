@@ -18,12 +18,9 @@ from heliostat.clock import Clock, SystemClock
 from heliostat.cluster.kubernetes import refusal
 from heliostat.cluster.kubernetes.api import Api, Conflicted, Resource, WriteRaced
 from heliostat.cluster.kubernetes.diff import Change, Ownership, compare
+from heliostat.cluster.kubernetes.leftovers import identity, leftovers
 from heliostat.cluster.kubernetes.objects import (
-    BY_NAME,
     FIELD_MANAGER,
-    LABEL_CLUSTER,
-    LABEL_MANAGED_BY,
-    OWNED_KINDS,
     Object,
     Ref,
     check_objects,
@@ -38,7 +35,7 @@ from heliostat.cluster.kubernetes.objects import (
     stamped,
 )
 from heliostat.cluster.kubernetes.scale import autoscaler_only, only_hold_differs, with_live_scale
-from heliostat.errors import ClusterError, FieldConflict, Forbidden, KubernetesError, NotOurs, UsageError
+from heliostat.errors import ClusterError, FieldConflict, KubernetesError, NotOurs, UsageError
 
 Progress = Callable[[str], None]
 
@@ -106,8 +103,8 @@ def plan(
         return Plan(
             cluster, tuple(steps), ("without its RayCluster this is a part: nothing else is deleted",), take_over
         )
-    leftovers, notes = _leftovers(api, cluster, objects, keep=objects, with_data=with_data)
-    return Plan(cluster, (*steps, *leftovers), tuple(notes), take_over)
+    rest, notes = leftovers(api, cluster, objects, keep=objects, with_data=with_data)
+    return Plan(cluster, (*steps, *map(Step, rest)), tuple(notes), take_over)
 
 
 def apply(api: Api, planned: Plan, *, progress: Progress = lambda _: None) -> None:
@@ -142,18 +139,18 @@ def plan_removal(api: Api, manifests: Sequence[Object], *, cluster: str, with_da
     Manifests that are a part of a cluster, without its RayCluster, take themselves down and nothing else.
     """
     objects = check_objects(manifests)
-    steps, notes = _leftovers(api, cluster, objects, keep=(), with_data=with_data, removal=True)
+    changes, notes = leftovers(api, cluster, objects, keep=(), with_data=with_data, removal=True)
     if not is_whole(objects):
-        named = {_identity(ref_of(thing)) for thing in objects}
-        steps = [step for step in steps if _identity(step.change.ref) in named]
-    seen = {_identity(step.change.ref) for step in steps}
+        named = {identity(ref_of(thing)) for thing in objects}
+        changes = [change for change in changes if identity(change.ref) in named]
+    seen = {identity(change.ref) for change in changes}
     for thing in in_order(objects):
         ref = ref_of(thing)
-        if _identity(ref) in seen or api.resource(ref.api_version, ref.kind) is None:
+        if identity(ref) in seen or api.resource(ref.api_version, ref.kind) is None:
             continue
         if api.get(ref) is not None:
-            steps.append(Step(Change("keep", ref, note=f"not applied by {FIELD_MANAGER} for {cluster}")))
-    return Plan(cluster, tuple(steps), tuple(notes))
+            changes.append(Change("keep", ref, note=f"not applied by {FIELD_MANAGER} for {cluster}"))
+    return Plan(cluster, tuple(map(Step, changes)), tuple(notes))
 
 
 def remove(
@@ -205,7 +202,7 @@ def _misplaced(thing: Object, resource: Resource | None, cluster: str) -> str:
 
 
 def _new_namespaces(api: Api, objects: Iterable[Object]) -> frozenset[str]:
-    """Namespaces that the apply itself will make. Any other that is missing stops the plan here."""
+    """Namespaces that the apply itself will make. Any other that is missing is refused in the dry run."""
     objects = list(objects)
     made_here = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "Namespace"}
     new = set()
@@ -360,104 +357,6 @@ def _still_there(left: dict[Ref, Object]) -> ClusterError:
         f"still there: {'; '.join(held)}",
         do="see that the controllers which own these finalizers run, then run it again",
     )
-
-
-def _leftovers(
-    api: Api,
-    cluster: str,
-    objects: Sequence[Object],
-    *,
-    keep: Iterable[Object],
-    with_data: bool,
-    removal: bool = False,
-) -> tuple[list[Step], list[str]]:
-    """What is ours and not in `keep`, last in first out; and what could not be looked at."""
-    kept = {_identity(ref_of(thing)) for thing in keep}
-    found: dict[tuple[str, ...], Ref] = {}
-    notes = []
-    rendered = {(thing["apiVersion"], thing["kind"]) for thing in objects}
-    for api_version, kind in dict.fromkeys((*OWNED_KINDS, *sorted(rendered))):
-        try:
-            for thing in _ours_of_kind(api, cluster, api_version, kind, namespaces_of(objects)):
-                ref = ref_of(thing)
-                # What is on its way out already is no news to an apply; a removal waits for it.
-                if _identity(ref) not in kept and (removal or not thing["metadata"].get("deletionTimestamp")):
-                    found.setdefault(_identity(ref), ref)
-        except Forbidden as error:
-            if (api_version, kind) in rendered:
-                raise
-            notes.append(f"{kind}s of ours were not looked for: {error.what}")
-    refs = sorted(found.values(), key=lambda ref: (-rank(ref.kind), ref))
-    return [Step(_deletion(api, ref, cluster, with_data=with_data, removal=removal)) for ref in refs], notes
-
-
-def _ours_of_kind(api: Api, cluster: str, api_version: str, kind: str, namespaces: Sequence[str]) -> Iterator[Object]:
-    resource = api.resource(api_version, kind)
-    if resource is None:
-        return
-    selector = f"{LABEL_CLUSTER}={cluster},{LABEL_MANAGED_BY}={FIELD_MANAGER}"
-    for namespace in namespaces if resource.namespaced else ("",):
-        for thing in api.find(api_version, kind, namespace=namespace, labels=selector):
-            if is_ours(thing, cluster) and home_of(thing) in namespaces:
-                yield thing
-
-
-def _identity(ref: Ref) -> tuple[str, ...]:
-    """Without the version: an object is the same in all versions of its API."""
-    return ref.group, ref.kind, ref.namespace, ref.name
-
-
-def _deletion(api: Api, ref: Ref, cluster: str, *, with_data: bool, removal: bool) -> Change:
-    if ref.kind in BY_NAME and not removal:
-        return Change("keep", ref, note="brought in by itself; it goes with heliostat down")
-    if ref.kind == "PersistentVolumeClaim" and not with_data:
-        return Change("keep", ref, note="it holds data: --with-data deletes it")
-    if ref.kind == "Namespace":
-        if not removal:
-            return Change("keep", ref, note="not rendered; a namespace goes with heliostat down")
-        if not with_data:
-            return Change("keep", ref, note="volume claims in it would go too: --with-data deletes it")
-        if guests := _guests(api, ref.name, cluster):
-            return Change("keep", ref, note=f"others live in it: {', '.join(guests[:3])}")
-    return Change("delete", ref)
-
-
-# What would be a loss to somebody if its namespace went.
-_GUEST_KINDS = (
-    ("v1", "Pod"),
-    ("v1", "PersistentVolumeClaim"),
-    ("v1", "Service"),
-    ("v1", "Secret"),
-    ("apps/v1", "Deployment"),
-    ("apps/v1", "StatefulSet"),
-    ("batch/v1", "Job"),
-    ("ray.io/v1", "RayCluster"),
-)
-
-
-def _guests(api: Api, namespace: str, cluster: str) -> list[str]:
-    """What lies in the namespace and is neither ours nor made by KubeRay from something of ours."""
-    rays = {
-        thing["metadata"]["name"]
-        for kind in ("RayCluster", "RayService", "RayJob")
-        for thing in api.find("ray.io/v1", kind, namespace=namespace)
-        if is_ours(thing, cluster)
-    }
-    guests = []
-    for api_version, kind in _GUEST_KINDS:
-        try:
-            things = api.find(api_version, kind, namespace=namespace)
-        except Forbidden:
-            guests.append(f"perhaps {kind}s, which may not be listed")
-            continue
-        guests += [str(ref_of(thing)) for thing in things if not _at_home(thing, cluster, rays)]
-    return guests
-
-
-def _at_home(thing: Object, cluster: str, rays: set[str]) -> bool:
-    labels = thing["metadata"].get("labels") or {}
-    made_from = {labels.get("ray.io/cluster"), labels.get("ray.io/originated-from-cr-name")}
-    return owner_of(thing) == cluster or bool(made_from & rays)
 
 
 class _Count:

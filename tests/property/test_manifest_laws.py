@@ -16,6 +16,7 @@ from heliostat.definition import ClusterDefinition
 from tests.support.definitions import PLATFORMS, definitions
 from tests.support.field_changes import loaded
 from tests.support.kube_schemas import UNVALIDATED, crd_folder, validate
+from tests.support.kuberay_rules import operator_mistakes
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
@@ -36,6 +37,7 @@ def test_a_valid_definition_renders_to_valid_objects(platform: str) -> None:
         for item in everything(definition):
             verdict = validate(item)
             assert verdict.mistakes == (), (verdict.kind, verdict.mistakes)
+            assert operator_mistakes(item) == []
             skipped = verdict.schema is None
             assert not skipped or verdict.kind in UNVALIDATED or crd_folder() is None
             metadata = item["metadata"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from heliostat.cli.render import as_yaml, chosen
 from heliostat.cluster.manifests import render
@@ -74,3 +75,16 @@ def test_no_node_has_more_pods_than_its_group_allows_and_requests_equal_limits(d
 @settings(max_examples=20, deadline=None, suppress_health_check=SLOW)
 def test_a_definition_beside_itself_takes_nothing(data: dict[str, Any]) -> None:
     assert preview(loaded(data), loaded(data)).changes == ()
+
+
+@given(st.sampled_from(PLATFORMS).flatmap(lambda name: st.tuples(definitions(name), definitions(name))))
+@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
+def test_any_definition_can_follow_any_other_and_every_change_is_told_with_a_reason(pair: Any) -> None:
+    old, new = map(loaded, pair)
+    found = preview(old, new)
+    assert found.effect == ("needs a new cluster" if old.name != new.name else found.effect)
+    for change in found.changes:
+        assert change.before != change.after
+        assert change.why
+        assert change.more_gpus >= 0
+        assert set(change.groups) <= set(old.groups) | set(new.groups)

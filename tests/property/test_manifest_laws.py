@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from heliostat.cli.render import as_yaml, chosen
 from heliostat.cluster.manifests import render
@@ -16,6 +17,7 @@ from heliostat.definition import ClusterDefinition
 from tests.support.definitions import PLATFORMS, definitions
 from tests.support.field_changes import loaded
 from tests.support.kube_schemas import UNVALIDATED, crd_folder, validate
+from tests.support.kuberay_rules import operator_mistakes
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
@@ -36,6 +38,7 @@ def test_a_valid_definition_renders_to_valid_objects(platform: str) -> None:
         for item in everything(definition):
             verdict = validate(item)
             assert verdict.mistakes == (), (verdict.kind, verdict.mistakes)
+            assert operator_mistakes(item) == []
             skipped = verdict.schema is None
             assert not skipped or verdict.kind in UNVALIDATED or crd_folder() is None
             metadata = item["metadata"]
@@ -72,3 +75,16 @@ def test_no_node_has_more_pods_than_its_group_allows_and_requests_equal_limits(d
 @settings(max_examples=20, deadline=None, suppress_health_check=SLOW)
 def test_a_definition_beside_itself_takes_nothing(data: dict[str, Any]) -> None:
     assert preview(loaded(data), loaded(data)).changes == ()
+
+
+@given(st.sampled_from(PLATFORMS).flatmap(lambda name: st.tuples(definitions(name), definitions(name))))
+@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
+def test_any_definition_can_follow_any_other_and_every_change_is_told_with_a_reason(pair: Any) -> None:
+    old, new = map(loaded, pair)
+    found = preview(old, new)
+    assert found.effect == ("needs a new cluster" if old.name != new.name else found.effect)
+    for change in found.changes:
+        assert change.before != change.after
+        assert change.why
+        assert change.more_gpus >= 0
+        assert set(change.groups) <= set(old.groups) | set(new.groups)

@@ -20,7 +20,7 @@ zones = st.from_regex(r"[a-z]{2,8}-[a-z]{4,8}-[1-9][a-d]?", fullmatch=True)
 durations = st.one_of(
     st.integers(1, 86_400).map(lambda s: f"{s}s"), st.integers(1, 90).map(lambda m: f"{m}m"), st.just("1h30m")
 )
-ranges = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda pair: f"{min(pair)}..{max(pair)}")
+ranges = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda pair: f"{min(pair)}..{max(pair) or 1}")
 sizes = st.one_of(
     st.integers(1, 4000).map(lambda n: f"{n}GiB"),
     st.integers(1024, 9000).map(lambda n: f"{n}MiB"),

@@ -66,13 +66,13 @@ def why_not(field: str, table: dict[str, str]) -> str | None:
 
 
 def ignored_when_embedded(definition: ClusterDefinition) -> list[str]:
-    """What the definition sets and an embedded cluster does not use, with the reason; each field name once."""
-    notes: dict[str, str] = {}
+    """What the definition sets and an embedded cluster does not use: one line for each reason, with the fields."""
+    fields: dict[str, list[str]] = {}
     for field in _set_fields(definition):
         why = why_not(field, NOT_EMBEDDED)
         if why:
-            notes.setdefault(field, f"{field} ({why})")
-    return list(notes.values())
+            fields.setdefault(why, []).append(field)
+    return [f"{why}: {', '.join(found)}" for why, found in fields.items()]
 
 
 def _set_fields(part: BaseModel, above: str = "") -> Iterator[str]:

@@ -87,7 +87,7 @@ def up(definition: ClusterDefinition, path: Path, *, progress: Progress = lambda
         record = _new_record(definition, path, folder)
         _write_record(folder, record)
         for note in ignored_when_embedded(definition):
-            progress(f"not on an embedded cluster: {note}")
+            progress(f"not used here, {note}")
         make_current(definition.name)  # now, so that `down` finds it if this process is killed
         try:
             settings = _start_all(definition, record, folder, progress)

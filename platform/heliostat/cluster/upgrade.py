@@ -254,6 +254,8 @@ def _at(data: Any, path: Iterable[str]) -> Any:
 
 def _with(old: ClusterDefinition, path: Path, value: Any) -> ClusterDefinition:
     """The old definition with this one value in it. It may break a rule between parts: it is only rendered."""
+    if value is None and len(path) == 2 and path[0] == "groups":  # it may be the last one: unchecked
+        return old.model_copy(update={"groups": {name: old.groups[name] for name in old.groups if name != path[1]}})
     data = _written(old)
     at: Any = data
     for part in path[:-1]:

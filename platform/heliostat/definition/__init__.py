@@ -19,7 +19,6 @@ from heliostat.definition.model import (
     Volume,
     WorkerGroup,
 )
-from heliostat.names import Name
 
 __all__ = [
     "load",
@@ -37,5 +36,4 @@ __all__ = [
     "Volume",
     "Accelerator",
     "ACCELERATORS",
-    "Name",
 ]

@@ -174,6 +174,8 @@ def _check_target(location: Location, group: str, role: str, parts: Parts) -> It
         yield location, f"there is no group {group!r}; {offer}"
     elif group in groups and groups[group].role != role:
         yield location, f"group {group!r} has role {groups[group].role}, not {role}; {offer}"
+    elif group in groups and groups[group].nodes.high == 0:
+        yield location, f"group {group!r} can have no nodes; raise its upper bound, or name another one"
 
 
 def _check_gpus(name: str, app: Application, groups: Mapping[str, WorkerGroup]) -> Iterator[Finding]:

@@ -208,7 +208,7 @@ class JobSpec(Part):
     cluster: Literal["shared", "own"] = "shared"
     """As a RayJob: on the running cluster, or on one of its own that ends with it."""
     queue: ObjectName | None = None
-    """Kueue LocalQueue that admits the job's own cluster."""
+    """Kueue LocalQueue that admits the job's own cluster, which then has its group's upper bound of nodes for good."""
     deadline: Duration | None = None
     """A RayJob that runs longer is ended."""
     retries: int = Field(default=0, ge=0, le=100)

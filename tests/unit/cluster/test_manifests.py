@@ -18,6 +18,7 @@ from heliostat.definition import ClusterDefinition, load
 from heliostat.errors import UsageError
 from heliostat.settings import Settings
 from tests.support.kube_schemas import UNVALIDATED, crd_folder, validate
+from tests.support.kuberay_rules import operator_mistakes
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ("aws", "aws-staging", "gcp", "azure", "onprem")
@@ -57,6 +58,7 @@ def test_every_object_is_valid_against_a_named_schema_or_listed_as_unvalidated(n
         verdict = validate(item)
         assert verdict.mistakes == (), (verdict.kind, verdict.mistakes)
         assert (verdict.schema is None) == (verdict.kind in UNVALIDATED), verdict.kind
+        assert operator_mistakes(item) == []
         counts[verdict.schema or "unvalidated"] += 1
     print(name, dict(counts))  # noqa: T201  # shown with -s, for the record
     assert counts["KubeRay CRD"] >= 3
@@ -265,7 +267,11 @@ def test_a_shared_job_runs_on_the_cluster_and_an_own_one_brings_and_ends_its_own
     assert "rayClusterSpec" not in shared
     assert not shared["shutdownAfterJobFinishes"]
     assert own["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "voice-training"
-    assert [g["groupName"] for g in own["spec"]["rayClusterSpec"]["workerGroupSpecs"]] == ["train-h100"]
+    (group_spec,) = own["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group_spec["groupName"] == "train-h100"
+    # Kueue admits it whole: no autoscaler, the upper bound from the start.
+    assert not own["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"]
+    assert group_spec["replicas"] == group_spec["minReplicas"] == group_spec["maxReplicas"] == 4
     assert own["spec"]["shutdownAfterJobFinishes"]
     assert (own["spec"]["activeDeadlineSeconds"], own["spec"]["backoffLimit"]) == (21600, 2)
 

@@ -62,6 +62,7 @@ def refused(example: str, *changes: tuple[str, Any]) -> dict[str, str]:
         ("aws", f"{VOLUMES}.cache.size", None, f"{VOLUMES}.cache.size", "add a limit"),
         ("aws", f"{VOLUMES}.cache.mount", "/datasets", f"{VOLUMES}.datasets.mount", "already"),
         ("aws", f"{VOLUMES}.cache.read_only", True, f"{VOLUMES}.cache.read_only", "empty"),
+        ("aws", "groups.train-h100.nodes", 0, "jobs.nightly.group", "can have no nodes"),
         ("aws", "jobs.nightly.cluster", "shared", "jobs.nightly.queue", "cluster: own"),
         ("aws", "groups.serve.nodes", 70, "budgets.max_gpus", "is less than"),
         ("aws", "observability.alerts", False, "budgets.gpu_hours_per_month", "observability.alerts: true"),

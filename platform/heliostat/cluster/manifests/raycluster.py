@@ -20,8 +20,8 @@ def ray_cluster(definition: ClusterDefinition) -> Manifest:
     return manifest(definition, RAY_API, "RayCluster", definition.name, {"spec": spec})
 
 
-def ray_cluster_spec(definition: ClusterDefinition, groups: Iterable[str]) -> Manifest:
-    """With these worker groups only, in the order of the definition."""
+def ray_cluster_spec(definition: ClusterDefinition, groups: Iterable[str], *, fixed: bool = False) -> Manifest:
+    """With these worker groups only, in the order of the definition. `fixed`: each at its upper bound, for good."""
     wanted = set(groups)
     spec: Manifest = {
         "rayVersion": definition.ray.version,
@@ -42,6 +42,11 @@ def ray_cluster_spec(definition: ClusterDefinition, groups: Iterable[str]) -> Ma
             _worker_group(definition, name, group) for name, group in definition.groups.items() if name in wanted
         ],
     }
+    if fixed:
+        del spec["autoscalerOptions"]
+        spec["enableInTreeAutoscaling"] = False
+        for group in spec["workerGroupSpecs"]:
+            group["replicas"] = group["minReplicas"] = group["maxReplicas"]
     if definition.head.state:
         spec["gcsFaultToleranceOptions"] = _fault_tolerance(definition)
     return spec

@@ -56,7 +56,8 @@ def _shared_cluster(definition: ClusterDefinition) -> Manifest:
 
 def _own_cluster(definition: ClusterDefinition, job: JobSpec) -> Manifest:
     return {
-        "rayClusterSpec": ray_cluster_spec(definition, [job.group]),
+        # Kueue admits a cluster whole, and takes none that scales by itself.
+        "rayClusterSpec": ray_cluster_spec(definition, [job.group], fixed=job.queue is not None),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": _LINGER_S,
     }

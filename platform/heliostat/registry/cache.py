@@ -98,9 +98,12 @@ class NodeCache:
         """
         gone = []
         old_s = time.time() - self._max_age_s
-        for path, used_s, _ in sorted(self._held(), key=lambda held: held[1]):
-            if (used_s < old_s or self._lacks(room_for)) and _remove(path):
+        held = sorted(self._held(), key=lambda file: file[1])
+        excess = self._excess(room_for, sum(size for _, _, size in held))
+        for path, used_s, size in held:
+            if (used_s < old_s or excess > 0) and _remove(path):
                 gone.append(path.name)
+                excess -= size
         return gone
 
     def size(self) -> int:
@@ -161,16 +164,17 @@ class NodeCache:
         missing = max(0, size - os.fstat(fd).st_blocks * 512)
         if size <= self._limit():
             self.evict(room_for=missing)
-        if self._lacks(missing):
+        if self._excess(missing, self.size()) > 0:
             raise OSError(errno.ENOSPC, f"no room for {size:,} bytes, with everything removed that is not in use")
         if os.fstat(fd).st_size != size:
             os.ftruncate(fd, size)
         if size:
             os.posix_fallocate(fd, 0, size)
 
-    def _lacks(self, room_for: int) -> bool:
+    def _excess(self, room_for: int, held: int) -> int:
+        """Bytes that have to go before `room_for` more fit; 0 or less if they fit."""
         disk = shutil.disk_usage(self.folder)
-        return self.size() + room_for > self._limit() or disk.free - room_for < disk.total * FREE_SHARE
+        return max(held + room_for - self._limit(), room_for + int(disk.total * FREE_SHARE) - disk.free)
 
     def _limit(self) -> int:
         if self._limit_bytes is not None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from heliostat.errors import UnknownVersion, VersionHeld
+from heliostat.errors import UnknownModel, UnknownVersion, VersionHeld
 from heliostat.registry import (
     Deleted,
     Retention,
@@ -146,6 +146,8 @@ def test_a_version_whose_files_a_copied_manifest_names_keeps_them_when_the_copy_
 
 def test_deleting_what_was_never_there_is_told(store: Store) -> None:
     put(store, 1)
+    with pytest.raises(UnknownModel, match=f"one of: {MODEL}"):
+        plan_sweep(store, models=["modle"])
     with pytest.raises(UnknownVersion, match="no v9; one of: v1"):
         delete_version(store, MODEL, 9, who="ann", why="x")
     with pytest.raises(VersionHeld):

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from heliostat.commit import GRACE, Manifest, unnamed
-from heliostat.errors import CorruptArtifact, SwapLost, UnknownVersion, VersionHeld
+from heliostat.errors import CorruptArtifact, SwapLost, UnknownModel, UnknownVersion, VersionHeld
 from heliostat.names import version_name
 from heliostat.registry.aliases import Alias, list_aliases, rollback_targets
-from heliostat.registry.artifacts import Artifact, Damaged, Deleted, Version, get_version, scan
+from heliostat.registry.artifacts import Artifact, Damaged, Deleted, Version, get_version, list_models, scan
 from heliostat.registry.holds import clear_holds, dead_holds, hold, holds_of
 from heliostat.registry.versions import (
     Tombstone,
@@ -106,9 +106,10 @@ def plan_sweep(
     users: Users = nobody,
     grace: timedelta = GRACE,
 ) -> SweepPlan:
-    """What `sweep` would do now. Changes nothing."""
+    """What `sweep` would do now. Changes nothing. Raises UnknownModel."""
     now = datetime.now(UTC)
-    names = sorted(version_numbers(store.list("models/"))) if models is None else sorted(models)
+    models = None if models is None else sorted(models)
+    names = list_models(store) if models is None else models
     decisions: list[Decision] = []
     parts: list[ObjectInfo] = []
     holds: list[ObjectInfo] = []
@@ -116,6 +117,10 @@ def plan_sweep(
     for name in names:
         listing = store.list(folder(name))
         versions = scan(store, name)
+        if not versions:
+            raise UnknownModel(
+                f"there is no model {name!r}", do=f"one of: {', '.join(list_models(store)) or 'none yet'}"
+            )
         try:
             decisions += _decide(store, name, versions, listing, retention=retention, users=users, now=now)
         except CorruptArtifact as error:
@@ -128,9 +133,8 @@ def plan_sweep(
             left[name] = f"{which} cannot be read, so which files are its own is not known; delete it first"
         else:
             parts += unnamed_parts(listing, versions, now=now, grace=grace)
-    prefix = folder(names[0]) + "/" if len(names) == 1 else "models/"
-    uploads = store.unfinished_uploads(prefix, older_than=grace)
-    return SweepPlan(tuple(decisions), tuple(parts), tuple(holds), len(uploads), left)
+    uploads = sum(len(store.unfinished_uploads(prefix, older_than=grace)) for prefix in _prefixes(models))
+    return SweepPlan(tuple(decisions), tuple(parts), tuple(holds), uploads, left)
 
 
 def sweep(
@@ -160,8 +164,7 @@ def sweep(
     after = plan_sweep(store, models=chosen, retention=retention, users=users, grace=grace)
     _delete(store, after.parts)
     _delete(store, after.holds)
-    prefix = folder(chosen[0]) + "/" if chosen and len(chosen) == 1 else "models/"
-    uploads = store.abort_uploads(prefix, older_than=grace) if after.uploads else 0
+    uploads = sum(store.abort_uploads(prefix, older_than=grace) for prefix in _prefixes(chosen)) if after.uploads else 0
     return Swept(tuple(deleted), spared, len(after.parts), uploads)
 
 
@@ -293,6 +296,10 @@ def _manifests(versions: Mapping[int, Version]) -> list[Manifest]:
 def _delete(store: Store, infos: Iterable[ObjectInfo]) -> None:
     with ThreadPoolExecutor(DELETES_AT_ONCE, thread_name_prefix="sweep") as pool:
         list(pool.map(lambda info: store.delete(info.key), infos))
+
+
+def _prefixes(models: Iterable[str] | None) -> list[str]:
+    return ["models/"] if models is None else [folder(name) + "/" for name in models]
 
 
 def _days(age: timedelta) -> str:

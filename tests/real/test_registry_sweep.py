@@ -19,7 +19,7 @@ from heliostat.registry import (
     scan,
     sweep,
 )
-from heliostat.store import Store
+from heliostat.store import ObjectInfo, Store
 from tests.real.registry_world import MODEL, point, put
 
 pytestmark = pytest.mark.real
@@ -83,6 +83,28 @@ def test_files_of_the_dead_go_once_they_are_old_and_those_of_the_living_stay(sto
     assert [info.key for info in plan.parts] == [f"models/{MODEL}/files/dead/config.json"]
     assert sweep(store, who="ann", grace=ALL_AGES).objects == 1
     assert load_files(store, resolve(store, f"{MODEL}:v1"))
+
+
+def test_what_a_publisher_killed_before_its_first_version_left_is_swept_too(store: Store) -> None:
+    store.put("models/never/files/dead/config.json", b"{}")
+    assert sweep(store, who="ann").objects == 0
+    assert sweep(store, who="ann", grace=ALL_AGES).objects == 1
+    assert store.list("") == []
+
+
+def test_a_version_published_while_a_plan_is_made_stays(store: Store) -> None:
+    put(store, 1)
+
+    class Busy(Store):
+        def list(self, prefix: str) -> list[ObjectInfo]:
+            found = super().list(prefix)
+            if prefix == f"models/{MODEL}":
+                put(store, 2)  # the same content again is the same version
+            return found
+
+    plan = plan_sweep(Busy(store.settings, store._client), models=[MODEL], retention=NONE, grace=ALL_AGES)
+    assert [(each.version, each.delete) for each in plan.decisions] == [(1, True), (2, False)]
+    assert plan.parts == ()
 
 
 def test_unfinished_uploads_are_aborted_once_they_are_old(store: Store) -> None:

@@ -13,6 +13,7 @@ old to be somebody's work under way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ Users = Callable[[str], Mapping[int, str]]
 """Who runs what: given a model's name, its versions that somebody outside the registry needs, each with the reason."""
 
 DELETES_AT_ONCE = 16
+_MODEL = re.compile(r"models/([a-z][a-z0-9-]{0,62})/")
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,16 @@ def plan_sweep(
     """What `sweep` would do now. Changes nothing. Raises UnknownModel."""
     now = datetime.now(UTC)
     models = None if models is None else sorted(models)
-    names = list_models(store) if models is None else models
+    names = _names(store) if models is None else models
     decisions: list[Decision] = []
     parts: list[ObjectInfo] = []
     holds: list[ObjectInfo] = []
     left: dict[str, str] = {}
     for name in names:
+        # The listing comes first: whatever is committed after it has a manifest by the time of the scan.
         listing = store.list(folder(name))
         versions = scan(store, name)
-        if not versions:
+        if not listing:
             raise UnknownModel(
                 f"there is no model {name!r}", do=f"one of: {', '.join(list_models(store)) or 'none yet'}"
             )
@@ -225,7 +228,9 @@ def _decide(
         why = needed.get(number)
         if why is None and number in newest:
             why = f"one of the newest {retention.newest}"
-        if why is None and now - claims[number].modified < retention.age:
+        if why is None and number not in claims:
+            why = "published just now"
+        elif why is None and now - claims[number].modified < retention.age:
             why = f"younger than {_days(retention.age)}"
         if why is None:
             why = next(
@@ -296,6 +301,12 @@ def _manifests(versions: Mapping[int, Version]) -> list[Manifest]:
 def _delete(store: Store, infos: Iterable[ObjectInfo]) -> None:
     with ThreadPoolExecutor(DELETES_AT_ONCE, thread_name_prefix="sweep") as pool:
         list(pool.map(lambda info: store.delete(info.key), infos))
+
+
+def _names(store: Store) -> list[str]:
+    """Every model with anything in the store, were it only what a killed publisher left."""
+    found = (_MODEL.match(info.key) for info in store.list("models/"))
+    return sorted({match[1] for match in found if match is not None})
 
 
 def _prefixes(models: Iterable[str] | None) -> list[str]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from heliostat.errors import UnknownVersion, VersionHeld
+from heliostat.errors import UnknownModel, UnknownVersion, VersionHeld
 from heliostat.registry import (
     Deleted,
     Retention,
@@ -19,7 +19,7 @@ from heliostat.registry import (
     scan,
     sweep,
 )
-from heliostat.store import Store
+from heliostat.store import ObjectInfo, Store
 from tests.real.registry_world import MODEL, point, put
 
 pytestmark = pytest.mark.real
@@ -85,6 +85,28 @@ def test_files_of_the_dead_go_once_they_are_old_and_those_of_the_living_stay(sto
     assert load_files(store, resolve(store, f"{MODEL}:v1"))
 
 
+def test_what_a_publisher_killed_before_its_first_version_left_is_swept_too(store: Store) -> None:
+    store.put("models/never/files/dead/config.json", b"{}")
+    assert sweep(store, who="ann").objects == 0
+    assert sweep(store, who="ann", grace=ALL_AGES).objects == 1
+    assert store.list("") == []
+
+
+def test_a_version_published_while_a_plan_is_made_stays(store: Store) -> None:
+    put(store, 1)
+
+    class Busy(Store):
+        def list(self, prefix: str) -> list[ObjectInfo]:
+            found = super().list(prefix)
+            if prefix == f"models/{MODEL}":
+                put(store, 2)  # the same content again is the same version
+            return found
+
+    plan = plan_sweep(Busy(store.settings, store._client), models=[MODEL], retention=NONE, grace=ALL_AGES)
+    assert [(each.version, each.delete) for each in plan.decisions] == [(1, True), (2, False)]
+    assert plan.parts == ()
+
+
 def test_unfinished_uploads_are_aborted_once_they_are_old(store: Store) -> None:
     put(store, 1)
     store._boto.create_multipart_upload(Bucket=store.settings.bucket, Key=f"models/{MODEL}/files/dead/w.safetensors")
@@ -146,6 +168,8 @@ def test_a_version_whose_files_a_copied_manifest_names_keeps_them_when_the_copy_
 
 def test_deleting_what_was_never_there_is_told(store: Store) -> None:
     put(store, 1)
+    with pytest.raises(UnknownModel, match=f"one of: {MODEL}"):
+        plan_sweep(store, models=["modle"])
     with pytest.raises(UnknownVersion, match="no v9; one of: v1"):
         delete_version(store, MODEL, 9, who="ann", why="x")
     with pytest.raises(VersionHeld):

@@ -13,16 +13,17 @@ old to be somebody's work under way.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from heliostat.commit import GRACE, Manifest, unnamed
-from heliostat.errors import CorruptArtifact, SwapLost, UnknownVersion, VersionHeld
+from heliostat.errors import CorruptArtifact, SwapLost, UnknownModel, UnknownVersion, VersionHeld
 from heliostat.names import version_name
 from heliostat.registry.aliases import Alias, list_aliases, rollback_targets
-from heliostat.registry.artifacts import Artifact, Damaged, Deleted, Version, get_version, scan
+from heliostat.registry.artifacts import Artifact, Damaged, Deleted, Version, get_version, list_models, scan
 from heliostat.registry.holds import clear_holds, dead_holds, hold, holds_of
 from heliostat.registry.versions import (
     Tombstone,
@@ -39,6 +40,7 @@ Users = Callable[[str], Mapping[int, str]]
 """Who runs what: given a model's name, its versions that somebody outside the registry needs, each with the reason."""
 
 DELETES_AT_ONCE = 16
+_MODEL = re.compile(r"models/([a-z][a-z0-9-]{0,62})/")
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,22 @@ def plan_sweep(
     users: Users = nobody,
     grace: timedelta = GRACE,
 ) -> SweepPlan:
-    """What `sweep` would do now. Changes nothing."""
+    """What `sweep` would do now. Changes nothing. Raises UnknownModel."""
     now = datetime.now(UTC)
-    names = sorted(version_numbers(store.list("models/"))) if models is None else sorted(models)
+    models = None if models is None else sorted(models)
+    names = _names(store) if models is None else models
     decisions: list[Decision] = []
     parts: list[ObjectInfo] = []
     holds: list[ObjectInfo] = []
     left: dict[str, str] = {}
     for name in names:
+        # The listing comes first: whatever is committed after it has a manifest by the time of the scan.
         listing = store.list(folder(name))
         versions = scan(store, name)
+        if not listing:
+            raise UnknownModel(
+                f"there is no model {name!r}", do=f"one of: {', '.join(list_models(store)) or 'none yet'}"
+            )
         try:
             decisions += _decide(store, name, versions, listing, retention=retention, users=users, now=now)
         except CorruptArtifact as error:
@@ -128,9 +136,8 @@ def plan_sweep(
             left[name] = f"{which} cannot be read, so which files are its own is not known; delete it first"
         else:
             parts += unnamed_parts(listing, versions, now=now, grace=grace)
-    prefix = folder(names[0]) + "/" if len(names) == 1 else "models/"
-    uploads = store.unfinished_uploads(prefix, older_than=grace)
-    return SweepPlan(tuple(decisions), tuple(parts), tuple(holds), len(uploads), left)
+    uploads = sum(len(store.unfinished_uploads(prefix, older_than=grace)) for prefix in _prefixes(models))
+    return SweepPlan(tuple(decisions), tuple(parts), tuple(holds), uploads, left)
 
 
 def sweep(
@@ -160,8 +167,7 @@ def sweep(
     after = plan_sweep(store, models=chosen, retention=retention, users=users, grace=grace)
     _delete(store, after.parts)
     _delete(store, after.holds)
-    prefix = folder(chosen[0]) + "/" if chosen and len(chosen) == 1 else "models/"
-    uploads = store.abort_uploads(prefix, older_than=grace) if after.uploads else 0
+    uploads = sum(store.abort_uploads(prefix, older_than=grace) for prefix in _prefixes(chosen)) if after.uploads else 0
     return Swept(tuple(deleted), spared, len(after.parts), uploads)
 
 
@@ -222,7 +228,9 @@ def _decide(
         why = needed.get(number)
         if why is None and number in newest:
             why = f"one of the newest {retention.newest}"
-        if why is None and now - claims[number].modified < retention.age:
+        if why is None and number not in claims:
+            why = "published just now"
+        elif why is None and now - claims[number].modified < retention.age:
             why = f"younger than {_days(retention.age)}"
         if why is None:
             why = next(
@@ -293,6 +301,16 @@ def _manifests(versions: Mapping[int, Version]) -> list[Manifest]:
 def _delete(store: Store, infos: Iterable[ObjectInfo]) -> None:
     with ThreadPoolExecutor(DELETES_AT_ONCE, thread_name_prefix="sweep") as pool:
         list(pool.map(lambda info: store.delete(info.key), infos))
+
+
+def _names(store: Store) -> list[str]:
+    """Every model with anything in the store, were it only what a killed publisher left."""
+    found = (_MODEL.match(info.key) for info in store.list("models/"))
+    return sorted({match[1] for match in found if match is not None})
+
+
+def _prefixes(models: Iterable[str] | None) -> list[str]:
+    return ["models/"] if models is None else [folder(name) + "/" for name in models]
 
 
 def _days(age: timedelta) -> str:

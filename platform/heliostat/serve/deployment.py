@@ -101,6 +101,7 @@ class ModelDeployment:
     def __del__(self) -> None:
         if hasattr(self, "_stop"):
             self._stop.set()
+            self._api.close()
             self._emit("replica_ended", requests=self._endpoint.counts.requests, teams=self._teams())
             remove_report(self._store, self._arguments.app, _replica_id())
 

@@ -80,7 +80,11 @@ class ModelDeployment:
         self._api = make_api(loaded, app=arguments.app, budget_tokens=arguments.token_budget)
         self._keys = self._read_keys()
         self._endpoint = Endpoint(
-            self._api, app=arguments.app, keys=lambda: self._keys, max_queue_s=arguments.max_queue_s
+            self._api,
+            app=arguments.app,
+            keys=lambda: self._keys,
+            max_queue_s=arguments.max_queue_s,
+            server_returns_id=True,
         )
         # The watcher alone writes these two and the keys.
         self._loaded_at = time.time()

@@ -91,8 +91,11 @@ class VllmEngine:
             del self._left[name]
             if not self._left:
                 self._busy_s += time.monotonic() - self._busy_since
-                if self._closed:  # drained
-                    self._engine.shutdown()
+                self._shut_down_if_drained()
+
+    def _shut_down_if_drained(self) -> None:
+        if self._closed and not self._left:
+            self._engine.shutdown()
 
     def warm_up(self, prompt: Sequence[int]) -> None:
         """Nothing: vLLM runs and captures its model while it is made."""

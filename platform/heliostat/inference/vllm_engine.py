@@ -39,7 +39,6 @@ class VllmEngine:
             max_model_len=max_length,
             gpu_memory_utilization=gpu_share,
             trust_remote_code=False,
-            enable_log_requests=False,
         )
         self._engine: Any = AsyncLLM.from_engine_args(arguments)  # Any: vLLM is not there where types are checked
         self.max_length: int = self._engine.model_config.max_model_len
@@ -92,6 +91,11 @@ class VllmEngine:
             del self._left[name]
             if not self._left:
                 self._busy_s += time.monotonic() - self._busy_since
+                self._shut_down_if_drained()
+
+    def _shut_down_if_drained(self) -> None:
+        if self._closed and not self._left:
+            self._engine.shutdown()
 
     def warm_up(self, prompt: Sequence[int]) -> None:
         """Nothing: vLLM runs and captures its model while it is made."""

@@ -7,11 +7,12 @@ that ends a whole stream: nobody takes a cut text for a finished one.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,7 +25,7 @@ from heliostat.inference.runner import Closed, Expired
 from heliostat.inference.words import TextStream
 from heliostat.serve.api import Json, Loaded, Operation, Sent
 from heliostat.serve.errors import RequestError, model_failed
-from heliostat.serve.items import json_response
+from heliostat.serve.items import INLINE_BYTES, json_response
 from heliostat.serve.openai import V1Body, V1Part, check_model, list_models, models_operation, parse_body
 from heliostat.serve.recipe import TextGenerator, check_text
 from heliostat.serve.requests import Exchange
@@ -39,6 +40,8 @@ MAX_CHARACTERS = 100_000
 MAX_MESSAGES = 256
 COMPLETION_TOKENS = 16
 """What OpenAI's completions make where none is asked for; a chat goes on until the model ends it."""
+
+CLOSING = "replica_closing"
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -176,25 +179,45 @@ class CompletionsApi:
 
     async def _complete(self, sent: Sent, exchange: Exchange) -> Response:
         body = parse_body(CompletionBody, sent.body)
-        loaded = self._checked(body, exchange)
-        prompt = loaded.model.encode(_bounded(body.prompt, "prompt"))
+        text = _bounded(body.prompt, "prompt")
         asked = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        return await self._generate(self._job(loaded, exchange, body, prompt, asked, chat=False))
+
+        def make(loaded: Loaded[TextGenerator]) -> _Job:
+            return self._job(loaded, exchange, body, loaded.model.encode(text), asked, chat=False)
+
+        return await self._answer(make, body, exchange, large=len(sent.body) > INLINE_BYTES)
 
     async def _chat(self, sent: Sent, exchange: Exchange) -> Response:
         body = parse_body(ChatBody, sent.body)
-        loaded = self._checked(body, exchange)
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
         _bounded("".join(message["content"] for message in messages), "messages")
-        prompt = loaded.model.chat(messages)
         asked = body.max_completion_tokens or body.max_tokens
-        return await self._generate(self._job(loaded, exchange, body, prompt, asked, chat=True))
 
-    def _checked(self, body: GenerateBody, exchange: Exchange) -> Loaded[TextGenerator]:
-        loaded = self.loaded
-        check_model(body.model, loaded, self._app)
-        exchange.identity = loaded.identity
-        return loaded
+        def make(loaded: Loaded[TextGenerator]) -> _Job:
+            return self._job(loaded, exchange, body, loaded.model.chat(messages), asked, chat=True)
+
+        return await self._answer(make, body, exchange, large=len(sent.body) > INLINE_BYTES)
+
+    async def _answer(
+        self,
+        make: Callable[[Loaded[TextGenerator]], _Job],
+        body: GenerateBody,
+        exchange: Exchange,
+        *,
+        large: bool,
+    ) -> Response:
+        """The response of the version that is loaded; where another took over before it began, of that one."""
+        while True:
+            loaded = self.loaded
+            check_model(body.model, loaded, self._app)
+            exchange.identity = loaded.identity
+            # Counting the tokens of a long prompt would hold up everybody else on the event loop.
+            job = await asyncio.to_thread(make, loaded) if large else make(loaded)
+            try:
+                return await self._generate(job)
+            except RequestError as error:
+                if error.code != CLOSING or self.loaded is loaded:
+                    raise
 
     def _job(
         self,
@@ -273,7 +296,7 @@ async def _pieces(job: _Job) -> AsyncGenerator[Piece, None]:
     except Full as error:
         raise RequestError(429, "overloaded", str(error), retry_after_s=1) from None
     except Closed as error:
-        raise RequestError(503, "replica_closing", str(error), retry_after_s=1) from None
+        raise RequestError(503, CLOSING, str(error), retry_after_s=1) from None
     except Exception as error:  # whatever the model raised for this very text
         log.exception("the model failed, request %s", exchange.request_id)
         raise model_failed() from error

@@ -82,7 +82,11 @@ class ModelDeployment:
         self._api = make_api(loaded, app=arguments.app, budget_tokens=arguments.token_budget)
         self._keys = self._read_keys()
         self._endpoint = Endpoint(
-            self._api, app=arguments.app, keys=lambda: self._keys, max_queue_s=arguments.max_queue_s
+            self._api,
+            app=arguments.app,
+            keys=lambda: self._keys,
+            max_queue_s=arguments.max_queue_s,
+            server_returns_id=True,
         )
         # The watcher alone writes these two and the keys.
         self._loaded_at = time.time()
@@ -103,6 +107,7 @@ class ModelDeployment:
     def __del__(self) -> None:
         if hasattr(self, "_stop"):
             self._stop.set()
+            self._api.close()
             self._emit("replica_ended", requests=self._endpoint.counts.requests, teams=self._teams())
             remove_report(self._store, self._arguments.app, _replica_id())
 

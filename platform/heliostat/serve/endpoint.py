@@ -61,7 +61,19 @@ class Counts:
 class Endpoint:
     """The application as a web server sees it. `keys` is asked at every request: a revoked key stops working."""
 
-    def __init__(self, api: Api, *, app: str, keys: Callable[[], KeyRing], max_queue_s: float) -> None:
+    def __init__(
+        self,
+        api: Api,
+        *,
+        app: str,
+        keys: Callable[[], KeyRing],
+        max_queue_s: float,
+        server_returns_id: bool = False,
+    ) -> None:
+        """`server_returns_id`: the server around it gives every request an id and appends it to the response itself,
+        as Ray Serve does; said twice, clients would read "id, id".
+        """
+        self._server_returns_id = server_returns_id
         self._api = api
         self._app = app
         self._keys = keys
@@ -78,7 +90,8 @@ class Endpoint:
         """Never raises but for a client that has gone."""
         exchange = open_exchange(request.headers)
         response = await self._answer(request, exchange)
-        response.headers["X-Request-Id"] = exchange.request_id
+        if not (self._server_returns_id and request.headers.get("x-request-id") == exchange.request_id):
+            response.headers["X-Request-Id"] = exchange.request_id
         identity = exchange.identity or self._api.loaded.identity
         response.headers.update(identity_headers(identity))
         if isinstance(response, StreamingResponse):

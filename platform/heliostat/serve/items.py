@@ -69,10 +69,19 @@ class ItemService(Generic[Work, Result]):
             running = [self._run_one(loaded.model, item, exchange) for item in work]
             # A single item needs no task of its own, which is most of what a request costs here.
             outcomes = [await running[0]] if len(running) == 1 else await asyncio.gather(*running)
-            if all(outcome.identity is loaded for outcome in outcomes if isinstance(outcome, Answer)):
+            if not self._must_repeat(loaded, outcomes):
                 exchange.items = len(values)
                 exchange.tokens = sum(loaded.model.cost(w) for w in work if not isinstance(w, RequestError))
                 return loaded, [outcome.result if isinstance(outcome, Answer) else outcome for outcome in outcomes]
+
+    def _must_repeat(
+        self, loaded: Loaded[ItemModel[Work, Result]], outcomes: Sequence[Answer[Result] | RequestError]
+    ) -> bool:
+        """Whether another version had its hand in it: it answered, or it failed on what this one had prepared."""
+        if any(isinstance(outcome, Answer) and outcome.identity is not loaded for outcome in outcomes):
+            return True
+        moved = self.runner.identity is not loaded
+        return moved and any(isinstance(outcome, RequestError) and outcome.status == 500 for outcome in outcomes)
 
     async def _prepare(
         self, model: ItemModel[Work, Result], values: Sequence[object], *, large: bool

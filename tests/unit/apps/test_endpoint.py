@@ -153,6 +153,30 @@ def test_work_past_its_deadline_is_dropped_in_the_queue_and_told_504(gate: Gate)
     assert gate.batches == [1]
 
 
+def test_what_an_older_tokeniser_prepared_is_prepared_anew_where_the_newer_model_fails_on_it(gate: Gate) -> None:
+    newer = load_recipe("intent-classifier", version=2)
+    forward = newer.model.forward
+
+    def strict(batch: Any) -> Any:
+        if any(ids != [101, 102] for ids in batch):
+            raise IndexError("this model knows no such token")
+        return forward(batch)
+
+    newer.model.forward, newer.model.tokenise = strict, lambda text: [101, 102]
+
+    async def test(client: httpx.AsyncClient) -> None:
+        first = await gate.occupy(client)
+        waiting = asyncio.create_task(client.post("/", json={"texts": ["turn on", "the light"]}))
+        await until(lambda: gate.served.api.queued_tokens > 3)
+        gate.served.api.take_over(newer)
+        gate.released.set()
+        answer = (await waiting).json()
+        assert (answer["failed"], answer["version"]) == (0, "v2")
+        assert (await first).json()["version"] == "v1"  # it was under way
+
+    Client(gate.served).run(test)
+
+
 def test_a_client_that_leaves_takes_its_queued_work_with_it(gate: Gate) -> None:
     async def test(client: httpx.AsyncClient) -> None:
         first = await gate.occupy(client)

@@ -348,6 +348,27 @@ def test_a_new_version_takes_the_next_text_while_the_old_one_ends_its_own() -> N
     served.api.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("length", [1, 100])
+def test_a_text_whose_version_is_replaced_before_it_begins_is_answered_by_the_next(length: int, stream: bool) -> None:
+    served = serve_recipe("generate")
+    newer = load_recipe("generate", version=2, files=language_files(5))
+    model = served.api.loaded.model
+    encode = model.encode
+
+    def overtaken(text: str) -> Any:
+        served.api.take_over(newer)
+        return encode(text)
+
+    model.encode = overtaken
+    body = {"model": "generate", "prompt": "a" * length, "max_tokens": 5, "user": "u" * length * 200}
+    answer = Client(served).post("/v1/completions", json={**body, "stream": stream})
+    served.api.close()
+    assert answer.status_code == 200
+    assert answer.headers["x-model-version"] == "v2"
+    assert '"v2"' in answer.text
+
+
 def test_a_chat_template_of_the_models_own_is_used_and_can_reach_nothing() -> None:
     template = "{% for m in messages %}<s>{{ m.role }}|{{ m.content }}{% endfor %}{{ bos_token }}"
     model = load_recipe("generate", files=language_files(template=template)).model

@@ -26,7 +26,9 @@ from heliostat.train.keeper import Keeper
 from heliostat.train.seat import About, Ended, Seat
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
 import small_recipe
+from killing_proxy import KillingProxy
 from small_recipe import Config
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
@@ -147,6 +149,24 @@ def test_fsdp2_gives_the_losses_of_ddp_and_its_checkpoints_are_cut_anew_for_othe
     both = losses(alone), losses(cut)
     assert both[1][12] == pytest.approx(both[0][12], rel=1e-3)  # the steps in which rank 0 saw the whole batch
     assert len(losses(cut, 1)) == len(losses(cut, 2)) + 6 == 12  # rank 1 took part in the first and the last six
+
+
+def test_a_store_that_refuses_every_fifth_request_changes_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, flaky = folder(tmp_path, "whole"), folder(tmp_path, "flaky")
+    assert bench.attempt("whole", Config(12, whole), workers=2)[0].kind == "done"
+    secret = bench.settings.store.secret_access_key
+    assert secret is not None
+    proxy = KillingProxy(bench.settings.store.endpoint or "", refuse=0.2)
+    with proxy.running() as endpoint:
+        monkeypatch.setenv("HELIOSTAT_STORE_ENDPOINT", endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", bench.settings.store.access_key_id or "")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret.get_secret_value())
+        assert bench.attempt("flaky", Config(12, flaky, 7), workers=2, every=2)[0].kind == "left"
+        assert bench.attempt("flaky", Config(12, flaky), workers=2, every=2)[0].kind == "done"
+    assert proxy.refused >= 5
+    assert losses(flaky) == losses(whole)
 
 
 def test_a_frozen_worker_is_a_loss_and_not_a_hang(

@@ -122,6 +122,8 @@ CHANGES = [
     _change("applications.*.gpus_per_replica", 0.5, place=f"{_APP}.gpus_per_replica"),
     _change("applications.*.idle_timeout", "9m", place=f"{_APP}.idle_timeout", also=((f"{_APP}.replicas", "0..6"),)),
     _change("applications.*.max_queue", "2s", place=f"{_APP}.max_queue"),
+    _change("applications.*.dtype", "bf16", place=f"{_APP}.dtype"),
+    _change("applications.*.keys", ["search"], place=f"{_APP}.keys"),
     _change("applications.*.gate.min_accuracy", 0.9, place=f"{_APP}.gate.min_accuracy"),
     _change("applications.*.gate.min_macro_f1", 0.9, place=f"{_APP}.gate.min_macro_f1"),
     _change("applications.*.gate.max_drop", 0.2, place=f"{_APP}.gate.max_drop"),

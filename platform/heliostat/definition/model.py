@@ -193,7 +193,7 @@ class Application(Part):
     """Seconds of queued work beyond which requests are refused with 429."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16 is up to three times as fast where the processor has units for it; served only where the answers agree."""
-    keys: tuple[Name, ...] = ()
+    keys: tuple[Name, ...] = Field(default=(), strict=False)
     """Names of the API keys that open it; never keys themselves."""
     gate: GateRules = GateRules()
 

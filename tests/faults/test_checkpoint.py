@@ -26,10 +26,8 @@ from heliostat.train.checkpoint import (
     newest,
     prefix,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_child import STEPS, tensors_of
-from killing_proxy import KillingProxy
+from tests.faults.checkpoint_child import STEPS, tensors_of
+from tests.faults.killing_proxy import KillingProxy
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
 
@@ -53,9 +51,7 @@ def run_child(node: str, store: Store, run: str, proxy: KillingProxy) -> int:
             "access_key_id": store.settings.access_key_id,
             "secret_access_key": secret.get_secret_value(),
         }
-        begin = warm.Start(
-            "checkpoint_child:main", dict(os.environ), str(Path.cwd()), [str(Path(__file__).parent), *sys.path]
-        )
+        begin = warm.Start("tests.faults.checkpoint_child:main", dict(os.environ), str(Path.cwd()), list(sys.path))
         process = warm.start(node, begin, json.dumps({"store": about, "run": run}).encode())
         acknowledged = 0
         try:

@@ -38,7 +38,7 @@ def head_environment(
         **kept,
         CLUSTER_ID: cluster_id,
         LOOPBACK_ONLY: "1",
-        # Read by heliostat.train.job: GPUs that are declared but not there cannot speak NCCL.
+        # Logical GPUs are declared and not there.
         "HELIOSTAT_LOGICAL_GPUS": "0" if cuda_devices else "1",
         "HELIOSTAT_SETTINGS": str(settings_path),
         # Read by heliostat.train.job: whose every event of a training is.
@@ -84,7 +84,7 @@ def head_environment(
 
 
 def train_environment() -> dict[str, str]:
-    """Ray Train's controller as Heliostat wants it: quick to see a loss, slow to give up on a starting node."""
+    """For a Ray Train script of one's own: quick to see a loss. Heliostat's jobs are driven by train/gang.py."""
     return {
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",

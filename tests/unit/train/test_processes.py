@@ -9,91 +9,19 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from heliostat.events import read_spool
-from heliostat.settings import Settings, save
-from heliostat.store import Store
 from heliostat.train import keeper as keeper_module
 from heliostat.train import warm
-from heliostat.train.checkpoint import claim_generation, newest
-from heliostat.train.child import Order
-from heliostat.train.context import RunSpec
-from heliostat.train.keeper import Keeper
-from heliostat.train.seat import About, Ended, Seat
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
-import small_recipe
-from killing_proxy import KillingProxy
-from small_recipe import Config
+from heliostat.train.checkpoint import newest
+from tests.faults.killing_proxy import KillingProxy
+from tests.unit.train.conftest import Bench
+from tests.unit.train.small_recipe import Config
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
-
-
-class LocalKeeper(Keeper):
-    """A keeper in this process instead of in a Ray actor; what it does with training processes is the real one's."""
-
-    def __init__(self, node: str) -> None:
-        import threading
-
-        self._about = About(node, "127.0.0.1", 0)
-        self._process = None
-        self._progress = {}
-        self._lock = threading.Lock()
-        warm.ensure(node, belongs_to=os.getpid())
-
-
-class Bench:
-    """Runs attempts of one run after the other, as the gang does."""
-
-    def __init__(self, node: str, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.node, self.store, self.settings = node, store, settings
-        monkeypatch.setenv("HELIOSTAT_SETTINGS", str(settings.state_dir) + "/settings.json")
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setenv("HELIOSTAT_LOGICAL_GPUS", "1")
-        self.keepers: list[LocalKeeper] = []
-
-    def attempt(self, run: str, config: Config, *, workers: int, every: int = 5, train: str = "train") -> list[Ended]:
-        import pickle
-
-        generation = claim_generation(self.store, run)
-        order = Order(RunSpec(run, every, workers, "train", {}), getattr(small_recipe, train), config)
-        self.keepers = [LocalKeeper(self.node) for _ in range(workers)]
-        seats = [Seat(rank, workers, f"{generation:06d}-{uuid.uuid4().hex[:6]}", generation) for rank in range(workers)]
-        seats = [Seat(**{**asdict(seat), "attempt": seats[0].attempt}) for seat in seats]
-        with ThreadPoolExecutor(workers) as pool:
-            work = [(keeper, seat, pickle.dumps(order)) for keeper, seat in zip(self.keepers, seats, strict=True)]
-            ports = list(pool.map(lambda job: job[0].prepare(job[1], job[2]), work))
-            futures = [pool.submit(keeper.train, "127.0.0.1", ports[0]) for keeper in self.keepers]
-            ended = [future.result() for future in futures]
-        for keeper in self.keepers:
-            keeper.stop()
-        return ended
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    return f"test-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def bench(node: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    settings = Settings(
-        cluster="test",
-        dashboard_url="http://127.0.0.1:1",
-        gcs_address="127.0.0.1:1",
-        serve_url="http://127.0.0.1:1",
-        store=store.settings,
-        spool=tmp_path / "spool",
-        state_dir=tmp_path,
-    )
-    save(settings, tmp_path / "settings.json")
-    return Bench(node, store, settings, monkeypatch)
 
 
 def folder(tmp_path: Path, name: str) -> str:

@@ -9,9 +9,9 @@ FOLDER holds one JSON file per zone (the form is in heliostat/plan/policy/traces
 - a gang of half the trace's nodes (1 of 1, 8 of 16): spot is up when that many can be had;
 - one decision per tick of the trace; ticks below a minute are merged, up when all of them are.
 
-`availability` traces make the figures. `preemption` traces count running nodes, and are scored apart. Files that hold
-no trace, or one shorter than a window, are listed as skipped. Windows overlap and each counts the same: longer traces
-weigh more, and the windows of one trace are no independent witnesses.
+`availability` traces make the figures. `preemption` traces count running nodes, and are scored apart, unless the folder
+holds no others. Files that hold no trace, or one shorter than a window, are listed as skipped. Windows overlap and each
+counts the same: longer traces weigh more, and the windows of one trace are no independent witnesses.
 
 The constants of the forecast were chosen by --tune on the files named in TUNED_ON; the figures of "others" owe nothing
 to that choice. --tune repeats the choice on that half and on the other half, and scores each choice on the half that
@@ -42,11 +42,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from heliostat.errors import UsageError
 from heliostat.plan.policy.deadline import Deadline, Greedy, OnDemandOnly, UniformProgress
 from heliostat.plan.policy.forecast import DEFAULTS, Forecast, Settings
 from heliostat.plan.policy.optimum import optimum
 from heliostat.plan.policy.rehearse import Outcome, rehearse, rehearse_zones
-from heliostat.plan.policy.traces import AVAILABILITY, Skipped, Trace, Window, cut, read_folder
+from heliostat.plan.policy.traces import PREEMPTION, Skipped, Trace, Window, cut, read_folder
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -112,20 +113,22 @@ class ZoneScore:
 def main() -> None:
     """Run the comparison that the command line asks for."""
     options = read_arguments()
-    traces, skipped = read_folder(options.folder)
+    try:
+        traces, skipped = read_folder(options.folder)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
     fit, short = long_enough(traces)
     print_traces(fit, [*skipped, *short], options.stride_h)
-    scored = [t for t in fit if t.kind == AVAILABILITY]
+    scored = [t for t in fit if t.kind != PREEMPTION] or fit
     if not scored:
-        sys.exit(f"{options.folder} holds no availability trace of {WINDOW_H} h or more")
+        sys.exit(f"error: {options.folder} holds no trace of {WINDOW_H} h or more")
+    separate = [t for t in fit if t not in scored]
     began = time.perf_counter()
     with ProcessPoolExecutor(options.processes) as pool:
         scores = run(pool, score, tasks(scored, options.stride_h), "windows")
-        apart = run(
-            pool, score, tasks([t for t in fit if t.kind != AVAILABILITY], options.stride_h), "preemption windows"
-        )
+        apart = run(pool, score, tasks(separate, options.stride_h), "preemption windows")
         zones = run(pool, score_zones, zone_tasks(scored, options.stride_h), "windows with zones")
-        print_policies(scores, "availability traces")
+        print_policies(scores, f"{len(scored)} traces")
         print_by_trace(scores)
         print_split(scores)
         if apart:

@@ -9,14 +9,15 @@ FOLDER holds one JSON file per zone (the form is in heliostat/plan/policy/traces
 - a gang of half the trace's nodes (1 of 1, 8 of 16): spot is up when that many can be had;
 - one decision per tick of the trace; ticks below a minute are merged, up when all of them are.
 
-`availability` traces make the figures. `preemption` traces count running nodes, and are scored apart. Files that hold
-no trace, or one shorter than a window, are listed as skipped. Windows overlap and each counts the same: longer traces
-weigh more, and the windows of one trace are no independent witnesses.
+`availability` traces make the figures. `preemption` traces count running nodes, and are scored apart, unless the folder
+holds no others. Files that hold no trace, or one shorter than a window, are listed as skipped. Windows overlap and each
+counts the same: longer traces weigh more, and the windows of one trace are no independent witnesses.
 
-The constants of the forecast were chosen by --tune on the files named in TUNED_ON; the figures of "others" owe nothing
-to that choice. --tune repeats the choice on that half and on the other half, and scores each choice on the half that
-did not choose it. The headline has a policy that knows nothing of the time before its window; "with history" is the
-same policy after learning from all of the trace before it.
+The constants that the forecast ships with are round values, kept after all of the source's nine availability traces
+had been looked at. What that is worth --tune tells: it chooses from a grid of 24 on half A (HALF_A) alone and scores
+the choice on half B, all other files, and the reverse; those two scores owe nothing to the files they are of. Files
+that are not of that source owe nothing to any choice. The headline has a policy that knows nothing of the time before
+its window; "with history" is the same policy after learning from all of the trace before it.
 
 Zones: traces of one clock (the same start in the metadata, or a date in SHARED_CLOCK), tick and length. The forecast
 may use any of them, at a changeover per move; beside it the optimum of the cheapest single zone, picked per window with
@@ -42,11 +43,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from heliostat.errors import UsageError
 from heliostat.plan.policy.deadline import Deadline, Greedy, OnDemandOnly, UniformProgress
 from heliostat.plan.policy.forecast import DEFAULTS, Forecast, Settings
 from heliostat.plan.policy.optimum import optimum
 from heliostat.plan.policy.rehearse import Outcome, rehearse, rehearse_zones
-from heliostat.plan.policy.traces import AVAILABILITY, Skipped, Trace, Window, cut, read_folder
+from heliostat.plan.policy.traces import PREEMPTION, Skipped, Trace, Window, cut, read_folder
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -60,13 +62,13 @@ WORK = (0.5, 0.8)
 SHARED_CLOCK = ("02-15-2023",)
 """Start dates whose traces share a clock by their source's word; a date alone does not say so."""
 
-TUNED_ON = (
+HALF_A = (
     "availability_1-node_aws-02-15-2023_us-east-1d_v100_1",
     "availability_1-node_aws-02-15-2023_us-west-2b_v100_1",
     "availability_1-node_aws-10-26-2022_us-west-2a_v100_8",
     "availability_16-node_aws-08-27-2023_us-west-2a_v100_1",
 )
-TUNE_STRIDE_H = 36
+TUNE_STRIDE_H = 72
 GRID = [
     Settings(means_h=tuple(shortest * 3**k for k in range(5)), stay=stay, forget_s=forget_h * HOUR_S)
     for shortest, stay, forget_h in itertools.product((0.1, 0.2, 0.4), (0.8, 0.9, 0.95, 1.0), (24, 96))
@@ -112,20 +114,22 @@ class ZoneScore:
 def main() -> None:
     """Run the comparison that the command line asks for."""
     options = read_arguments()
-    traces, skipped = read_folder(options.folder)
+    try:
+        traces, skipped = read_folder(options.folder)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
     fit, short = long_enough(traces)
     print_traces(fit, [*skipped, *short], options.stride_h)
-    scored = [t for t in fit if t.kind == AVAILABILITY]
+    scored = [t for t in fit if t.kind != PREEMPTION] or fit
     if not scored:
-        sys.exit(f"{options.folder} holds no availability trace of {WINDOW_H} h or more")
+        sys.exit(f"error: {options.folder} holds no trace of {WINDOW_H} h or more")
+    separate = [t for t in fit if t not in scored]
     began = time.perf_counter()
     with ProcessPoolExecutor(options.processes) as pool:
         scores = run(pool, score, tasks(scored, options.stride_h), "windows")
-        apart = run(
-            pool, score, tasks([t for t in fit if t.kind != AVAILABILITY], options.stride_h), "preemption windows"
-        )
+        apart = run(pool, score, tasks(separate, options.stride_h), "preemption windows")
         zones = run(pool, score_zones, zone_tasks(scored, options.stride_h), "windows with zones")
-        print_policies(scores, "availability traces")
+        print_policies(scores, f"{len(scored)} traces")
         print_by_trace(scores)
         print_split(scores)
         if apart:
@@ -224,11 +228,11 @@ def score_zones(task: tuple[tuple[Window, ...], float]) -> ZoneScore:
 
 
 def print_traces(traces: Sequence[Trace], skipped: Sequence[Skipped], stride_h: float) -> None:
-    print(f"{'trace':<56}{'days':>6}{'tick s':>8}{'gang':>6}{'up':>6}{'windows':>9}  tuned on")
+    print(f"{'trace':<56}{'days':>6}{'tick s':>8}{'gang':>6}{'up':>6}{'windows':>9}  half")
     for t in traces:
         up, count = t.up(gang(t)).mean(), len(windows(t, stride_h))
-        tuned = "yes" if t.name in TUNED_ON else ""
-        print(f"{t.name:<56}{t.seconds / 86400:>6.1f}{t.tick_s:>8}{gang(t):>6}{up:>6.2f}{count:>9}  {tuned}")
+        half = "A" if t.name in HALF_A else "B"
+        print(f"{t.name:<56}{t.seconds / 86400:>6.1f}{t.tick_s:>8}{gang(t):>6}{up:>6.2f}{count:>9}  {half}")
     for skip in skipped:
         print(f"skipped {skip.name}: {skip.why}")
 
@@ -264,10 +268,10 @@ def print_by_trace(scores: Sequence[Score]) -> None:
 
 
 def print_split(scores: Sequence[Score]) -> None:
-    print("\nforecast, mean over both tightnesses: files that chose its constants, and the others")
+    print("\nforecast, over both tightnesses, by half of the files")
     for title, part in (
-        ("tuned on", [s for s in scores if s.trace in TUNED_ON]),
-        ("others", [s for s in scores if s.trace not in TUNED_ON]),
+        ("half A", [s for s in scores if s.trace in HALF_A]),
+        ("half B", [s for s in scores if s.trace not in HALF_A]),
     ):
         if part:
             ratios = [s.vs_optimum(FORECAST) for s in part]
@@ -295,8 +299,8 @@ def print_zones(scores: Sequence[ZoneScore]) -> None:
 def print_tuning(pool: ProcessPoolExecutor, traces: Sequence[Trace]) -> None:
     """Choose the constants on one half of the files, score them on the other, and the reverse."""
     halves = {
-        "the files of TUNED_ON": [t for t in traces if t.name in TUNED_ON],
-        "the others": [t for t in traces if t.name not in TUNED_ON],
+        "half A": [t for t in traces if t.name in HALF_A],
+        "half B": [t for t in traces if t.name not in HALF_A],
     }
     if not all(halves.values()):
         print("\ntuning: the folder does not hold both halves")
@@ -371,7 +375,10 @@ def summary(scores: Sequence[Score], zones: Sequence[ZoneScore], *, skipped: int
         }
 
     mine = figures(FORECAST, scores)
-    others = [s for s in scores if s.trace not in TUNED_ON]
+    halves = {
+        "a": [s for s in scores if s.trace in HALF_A],
+        "b": [s for s in scores if s.trace not in HALF_A],
+    }
     return {
         "traces": len({s.trace for s in scores}),
         "windows": len(scores),
@@ -379,7 +386,7 @@ def summary(scores: Sequence[Score], zones: Sequence[ZoneScore], *, skipped: int
         **mine,
         "never_above_on_demand": mine["above_on_demand"] == 0,
         "by_work": {str(w): figures(FORECAST, [s for s in scores if s.work == w]) for w in WORK},
-        "files_not_tuned_on": figures(FORECAST, others) if others else None,
+        "halves": {name: figures(FORECAST, part) for name, part in halves.items() if part},
         "policies": {name: figures(name, scores) for name in (*SIMPLE, HISTORY)},
         "zones": zone_summary(zones) if zones else None,
         "settings": asdict(DEFAULTS),

@@ -58,6 +58,7 @@ class Settings:
     stay: float = STAY
     forget_s: float = FORGET_S
     waste: float = WASTE
+    steps: int = STEPS
 
 
 DEFAULTS = Settings()
@@ -184,7 +185,7 @@ class Plan:
     @classmethod
     def solve(cls, job: Deadline, settings: Settings = DEFAULTS) -> Plan:
         """Backward induction, work level by work level; within one, from little slack to much."""
-        return cls(_step_s(job), _Solver(job, settings).solve())
+        return cls(_step_s(job, settings.steps), _Solver(job, settings).solve())
 
 
 @lru_cache(maxsize=8)
@@ -192,9 +193,9 @@ def _solved(job: Deadline, settings: Settings) -> Plan:
     return Plan.solve(job, settings)
 
 
-def _step_s(job: Deadline) -> float:
-    """About a `STEPS`-th of the time; a changeover is a whole number of steps, or a step of changeovers."""
-    rough = job.deadline_s / STEPS
+def _step_s(job: Deadline, steps: int) -> float:
+    """About that part of the time; a changeover is a whole number of steps, or a step of changeovers."""
+    rough = job.deadline_s / steps
     if job.changeover_s <= 0:
         return rough
     if job.changeover_s >= rough:
@@ -209,7 +210,7 @@ class _Solver:
         means_s = np.array(settings.means_h) * 3600.0
         n = len(means_s)
         up_s, down_s = np.repeat(means_s, n), np.tile(means_s, n)
-        self.job, self.stay, self.step_s = job, settings.stay, _step_s(job)
+        self.job, self.stay, self.step_s = job, settings.stay, _step_s(job, settings.steps)
         self.lose = -np.expm1(-self.step_s / up_s)  # spot goes within a step
         self.gain = -np.expm1(-self.step_s / down_s)  # spot comes within a step
         self.lose_start = -np.expm1(-job.changeover_s / up_s)  # the same within a changeover

@@ -14,10 +14,12 @@ import pytest
 from heliostat import sdk
 from heliostat.cluster import embedded, processes, reclaim
 from heliostat.cluster.nodes import set_capacity
+from heliostat.definition import JobSpec
 from heliostat.errors import JobFailed
 from heliostat.events import Event, read_spool
 from heliostat.sdk import Platform
-from heliostat.train.submit import SubmittedJob
+from heliostat.serve import desired
+from heliostat.train.submit import SubmittedJob, submit
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
 JOB = "intent-classifier"
@@ -86,8 +88,9 @@ def test_a_mistake_in_the_users_file_is_told_and_no_node_is_started(platform: Pl
 
 
 def test_an_error_of_the_training_function_ends_the_run_at_once_with_its_own_words(platform: Platform) -> None:
-    job = platform.jobs.submit(JOB, arguments=["--per-intent", "0"])
-    with pytest.raises(JobFailed, match="per_intent is 0"):
+    spec = JobSpec(entrypoint=f"python {Path(__file__).with_name('broken_job.py')}", group="train")
+    job = submit(platform.settings, "broken", spec, package=desired.package(platform.settings))
+    with pytest.raises(JobFailed, match="there is no column 'label'"):
         platform.jobs.wait(job, limit_s=120)
     assert len(events_of(platform, job, "worker_started")) == 2  # one try of two workers
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -97,8 +98,17 @@ class _Attempt:
 class Gang:
     """`order` is a pickled `heliostat.train.child.Order`, the same for every worker."""
 
-    def __init__(self, spec: RunSpec, gang: GangSpec, order: bytes, store: Store, spool: Spool) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        gang: GangSpec,
+        order: bytes,
+        store: Store,
+        spool: Spool,
+        on_progress: Callable[[dict[str, float]], None] = lambda _: None,
+    ) -> None:
         self._spec, self._gang, self._order, self._store, self._spool = spec, gang, order, store, spool
+        self._on_progress = on_progress
         self._places: list[_Place] = []
         self._warmed: set[str] = set()
         self._draining: dict[str, float] = {}
@@ -170,6 +180,7 @@ class Gang:
                     num_gpus=self._gang.gpus,
                     max_concurrency=8,
                     label_selector={LABEL_GROUP: self._gang.group},
+                    scheduling_strategy="DEFAULT",  # not into the placement group of a Tune trial that drives us
                 )
                 .remote()
             )
@@ -325,6 +336,8 @@ class Gang:
             except ray.exceptions.RayError:
                 return
             step = attempt.seen.get("step", 0.0)
+            if step:
+                self._on_progress(attempt.seen)
             if step and not attempt.told_at:
                 attempt.told_at = time.monotonic()
             if step and time.monotonic() - attempt.told_at > TELL_S:

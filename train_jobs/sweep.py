@@ -188,6 +188,8 @@ def main(arguments: list[str]) -> int:
         if made is None:
             if not ray.is_initialized():
                 ray.init(logging_level="warning")
+            training, test = intent_classifier.load_data(config)
+            config = dataclasses.replace(config, data=(tuple(training), tuple(test)))
             rows = search(config, options, sweep, settings)
             for row in rows:
                 print(json.dumps(row))

@@ -88,7 +88,7 @@ def test_a_mistake_in_the_users_file_is_told_and_no_node_is_started(platform: Pl
 
 
 def test_an_error_of_the_training_function_ends_the_run_at_once_with_its_own_words(platform: Platform) -> None:
-    spec = JobSpec(entrypoint=f"python {Path(__file__).with_name('broken_job.py')}", group="train")
+    spec = JobSpec(entrypoint=f"python {Path(__file__).with_name('broken_job.py')}", group="train", publishes="broken")
     job = submit(platform.settings, "broken", spec, package=desired.package(platform.settings))
     with pytest.raises(JobFailed, match="there is no column 'label'"):
         platform.jobs.wait(job, limit_s=120)

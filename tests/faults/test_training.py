@@ -196,7 +196,7 @@ def platform_kill(platform: Platform, node_id: str) -> None:
     processes.kill_node(embedded.mark(record), node_id)
 
 
-def test_a_notice_costs_no_step_and_the_run_goes_on_before_the_deadline(platform: Platform, tmp_path: Path) -> None:
+def test_a_notice_costs_no_step_and_the_node_is_left_before_the_deadline(platform: Platform, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "mine.csv", copies=40)
     arguments = ["--train", str(data), "--test", str(data), "--epochs", "12", "--checkpoint-every", "15"]
     job = platform.jobs.submit(JOB, arguments=arguments)
@@ -208,9 +208,9 @@ def test_a_notice_costs_no_step_and_the_run_goes_on_before_the_deadline(platform
     platform.jobs.wait(job, limit_s=150)
     steps = steps_of(platform, job)
     assert steps == list(range(1, max(steps) + 1))  # none twice
-    resumed = events_of(platform, job, "train_resumed")
-    assert resumed
-    assert resumed[0].time_s < noticed_at + 20
+    (left,) = events_of(platform, job, "train_left")
+    assert left.time_s < noticed_at + 20
+    assert len(events_of(platform, job, "train_resumed")) == 1
     assert "goodput:" in platform.jobs.logs(job.job_id)
 
 

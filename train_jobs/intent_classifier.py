@@ -35,6 +35,8 @@ class Config:
     seed: int
     train_file: str | None
     test_file: str | None
+    data: tuple[tuple[Example, ...], tuple[Example, ...]] | None = None
+    """(training, test), read once by the driver: the nodes have no files of its, and a restart does not read again."""
 
 
 def train(context: TrainContext, config: Config) -> None:
@@ -94,6 +96,8 @@ def train(context: TrainContext, config: Config) -> None:
 
 def load_data(config: Config) -> tuple[list[Example], list[Example]]:
     """(training, test), from the user's files or from the intents."""
+    if config.data is not None:
+        return list(config.data[0]), list(config.data[1])
     if config.train_file and config.test_file:
         return intents.read_file(Path(config.train_file)), intents.read_file(Path(config.test_file))
     return intents.split(intents.sample(per_intent=config.per_intent, seed=config.seed), seed=config.seed)
@@ -215,9 +219,10 @@ def main(arguments: list[str]) -> int:
     try:
         config, parsed = parse(arguments)
         _check_files(config)
+        training, test = load_data(config)
         trained = run(
             train,
-            config,
+            dataclasses.replace(config, data=(tuple(training), tuple(test))),
             name="intent-classifier",
             workers=parsed.workers,
             min_workers=parsed.min_workers,

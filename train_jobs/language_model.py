@@ -296,10 +296,16 @@ def base_digest(config: Config) -> str | None:
 
 
 def _lineage(held: nn.Module, config: Config) -> dict[str, object]:
+    import torch
+
     data = hashlib.sha256(b"\0".join(corpus_of(config)))
+    code = hashlib.sha256(Path(__file__).read_bytes())
     return {
         "dataset_digest": f"sha256:{data.hexdigest()}",
-        "base_digest": base_digest(config),
+        "code_version": f"train_jobs sha256:{code.hexdigest()[:16]}",
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, declared as logical GPUs",
+        "dtype": "float32",
+        "parent": base_digest(config),
         "parameters": sum(parameter.numel() for parameter in held.parameters()),
         "recipe": dataclasses.asdict(config),
         "licence": "of the base" if config.lora else "PSF-2.0 text",

@@ -38,7 +38,7 @@ def train(config: dict[str, Any]) -> None:
     spool.emit("worker_started", run=config["run"], rank=rank, attempt=attempt, node=node)
 
     torch.manual_seed(0)
-    training, _ = intents.split(intents.sample(per_intent=120, seed=0), seed=0)
+    training = config["training"]
     labels = intents.labels(training)
     targets = [labels.index(example.label) for example in training]
     tokens = load_tokenizer(pretrained_folder())([example.text for example in training])
@@ -98,11 +98,13 @@ def filesystem(settings: Any) -> Any:
 
 def main(run: str, total: int, every: int) -> None:
     from heliostat.settings import load
+    from train_jobs import intents
 
     settings = load()
+    training, _ = intents.split(intents.sample(per_intent=120, seed=0), seed=0)
     TorchTrainer(
         train,
-        train_loop_config={"run": run, "total": total, "every": every},
+        train_loop_config={"run": run, "total": total, "every": every, "training": training},
         scaling_config=ScalingConfig(
             num_workers=2,
             use_gpu=True,

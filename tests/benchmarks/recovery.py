@@ -25,13 +25,15 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from heliostat import sdk
 from heliostat.cluster import embedded, processes, ray_env, reclaim
@@ -292,6 +294,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--standby", type=int, default=0, help="workers that ours holds on the spare node")
     parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("--side", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--into", help=argparse.SUPPRESS)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a time limit leaves no cluster behind
     for name in [name for name in os.environ if name.startswith(("HELIOSTAT_", "AWS_"))]:
@@ -299,41 +303,77 @@ def main() -> int:
     at_once = min(max(options.kills, 1), 5)
     epochs = 2 + -(-at_once * STEPS_PER_BLOW // STEPS_PER_EPOCH)
 
-    with _cluster("recovery-ours", plain=False) as platform:
-        side = Side(platform, plain=False, every=options.every, epochs=epochs, standby=options.standby)
-        _, undisturbed = run_side(side, blows=0, notice_s=0, rng=random.Random(options.seed))
-        print(f"undisturbed: weights {undisturbed[0][:16]}", flush=True)
-        ours, weights = run_side(side, blows=options.kills, notice_s=0, rng=random.Random(options.seed))
-        noticed, more = run_side(side, blows=options.notices, notice_s=NOTICE_S, rng=random.Random(options.seed + 1))
-    plain: list[Blow] = []
-    plain_noticed: list[Blow] = []
-    if not options.ours_only:
-        with _cluster("recovery-plain", plain=True) as platform:
-            side = Side(platform, plain=True, every=options.every, epochs=epochs)
-            kills = options.kills if options.plain_kills is None else options.plain_kills
-            plain, _ = run_side(side, blows=kills, notice_s=0, rng=random.Random(options.seed))
-            plain_noticed, _ = run_side(
-                side, blows=options.notices, notice_s=NOTICE_S, rng=random.Random(options.seed + 1)
-            )
-    equal = set(weights + more) == set(undisturbed)
+    if options.side:
+        found = _measure_side(options, plain=options.side == "plain", epochs=epochs)
+        Path(options.into).write_text(json.dumps(found))
+        return 0
+    ours = _in_process(options, "ours")
+    plain = {"kills": [], "notices": []} if options.ours_only else _in_process(options, "plain")
+    kills, notices = _blows(ours["kills"]), _blows(ours["notices"])
+    equal = set(ours["weights"]) == {ours["undisturbed"]}
     result = {
-        "vs_plain_ray": _ratio(ours, plain),
-        "lost_steps_with_notice": max((blow.lost for blow in noticed), default=0),
-        "max_lost_over_interval": round(max((blow.lost for blow in ours), default=0) / options.every, 3),
+        "vs_plain_ray": _ratio(kills, _blows(plain["kills"])),
+        "lost_steps_with_notice": max((blow.lost for blow in notices), default=0),
+        "max_lost_over_interval": round(max((blow.lost for blow in kills), default=0) / options.every, 3),
         "weights_equal": equal,
         "interval": options.every,
         "standby": options.standby,
-        "ours": _summary(ours),
-        "plain": _summary(plain),
-        "ours_notice": _summary(noticed),
-        "plain_notice": _summary(plain_noticed),
-        "before_deadline": all(blow.before_deadline for blow in noticed),
-        "phases": _median_phases(ours),
+        "ours": _summary(kills),
+        "plain": _summary(_blows(plain["kills"])),
+        "ours_notice": _summary(notices),
+        "plain_notice": _summary(_blows(plain["notices"])),
+        "before_deadline": all(blow.before_deadline for blow in notices),
+        "phases": _median_phases(kills),
         "machine": f"{os.cpu_count()} cores, {machine.machine()}",
     }
     _print_table(result)
     print(json.dumps(result))
     return 0 if equal and result["max_lost_over_interval"] <= 1 and not result["lost_steps_with_notice"] else 1
+
+
+def _measure_side(options: argparse.Namespace, *, plain: bool, epochs: int) -> dict[str, Any]:
+    kills = options.plain_kills if plain and options.plain_kills is not None else options.kills
+    seed = options.seed
+    with _cluster(f"recovery-{'plain' if plain else 'ours'}", plain=plain) as platform:
+        side = Side(platform, plain=plain, every=options.every, epochs=epochs, standby=0 if plain else options.standby)
+        undisturbed: list[str] = []
+        if not plain:
+            _, undisturbed = run_side(side, blows=0, notice_s=0, rng=random.Random(seed))
+            print(f"undisturbed: weights {undisturbed[0][:16]}", flush=True)
+        killed, weights = run_side(side, blows=kills, notice_s=0, rng=random.Random(seed)) if kills else ([], [])
+        noticed, more = (
+            run_side(side, blows=options.notices, notice_s=NOTICE_S, rng=random.Random(seed + 1))
+            if options.notices
+            else ([], [])
+        )
+    return {
+        "kills": [asdict(blow) for blow in killed],
+        "notices": [asdict(blow) for blow in noticed],
+        "weights": weights + more,
+        "undisturbed": undisturbed[0] if undisturbed else "",
+    }
+
+
+def _in_process(options: argparse.Namespace, side: str) -> dict[str, Any]:
+    """A side in a process of its own: Ray's client keeps the token of the first cluster that it has seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder) / "found.json"
+        command = [sys.executable, __file__, "--side", side, "--into", str(into)]
+        for name in ("kills", "notices", "every", "seed", "standby"):
+            command += [f"--{name}", str(getattr(options, name))]
+        command += [] if options.plain_kills is None else ["--plain-kills", str(options.plain_kills)]
+        process = subprocess.Popen(command)
+        try:
+            if process.wait():
+                raise SystemExit(f"the side of {side} failed")
+        finally:
+            process.terminate()
+            process.wait()
+        return dict(json.loads(into.read_text()))
+
+
+def _blows(rows: list[dict[str, Any]]) -> list[Blow]:
+    return [Blow(**row) for row in rows]
 
 
 def _ratio(ours: list[Blow], plain: list[Blow]) -> float | None:

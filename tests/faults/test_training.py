@@ -14,10 +14,12 @@ import pytest
 from heliostat import sdk
 from heliostat.cluster import embedded, processes, reclaim
 from heliostat.cluster.nodes import set_capacity
+from heliostat.definition import JobSpec
 from heliostat.errors import JobFailed
 from heliostat.events import Event, read_spool
 from heliostat.sdk import Platform
-from heliostat.train.submit import SubmittedJob
+from heliostat.serve import desired
+from heliostat.train.submit import SubmittedJob, submit
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
 JOB = "intent-classifier"
@@ -86,8 +88,9 @@ def test_a_mistake_in_the_users_file_is_told_and_no_node_is_started(platform: Pl
 
 
 def test_an_error_of_the_training_function_ends_the_run_at_once_with_its_own_words(platform: Platform) -> None:
-    job = platform.jobs.submit(JOB, arguments=["--per-intent", "0"])
-    with pytest.raises(JobFailed, match="per_intent is 0"):
+    spec = JobSpec(entrypoint=f"python {Path(__file__).with_name('broken_job.py')}", group="train", publishes="broken")
+    job = submit(platform.settings, "broken", spec, package=desired.package(platform.settings))
+    with pytest.raises(JobFailed, match="there is no column 'label'"):
         platform.jobs.wait(job, limit_s=120)
     assert len(events_of(platform, job, "worker_started")) == 2  # one try of two workers
 
@@ -193,7 +196,7 @@ def platform_kill(platform: Platform, node_id: str) -> None:
     processes.kill_node(embedded.mark(record), node_id)
 
 
-def test_a_notice_costs_no_step_and_the_run_goes_on_before_the_deadline(platform: Platform, tmp_path: Path) -> None:
+def test_a_notice_costs_no_step_and_the_node_is_left_before_the_deadline(platform: Platform, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "mine.csv", copies=40)
     arguments = ["--train", str(data), "--test", str(data), "--epochs", "12", "--checkpoint-every", "15"]
     job = platform.jobs.submit(JOB, arguments=arguments)
@@ -205,9 +208,9 @@ def test_a_notice_costs_no_step_and_the_run_goes_on_before_the_deadline(platform
     platform.jobs.wait(job, limit_s=150)
     steps = steps_of(platform, job)
     assert steps == list(range(1, max(steps) + 1))  # none twice
-    resumed = events_of(platform, job, "train_resumed")
-    assert resumed
-    assert resumed[0].time_s < noticed_at + 20
+    (left,) = events_of(platform, job, "train_left")
+    assert left.time_s < noticed_at + 20
+    assert len(events_of(platform, job, "train_resumed")) == 1
     assert "goodput:" in platform.jobs.logs(job.job_id)
 
 

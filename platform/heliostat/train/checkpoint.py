@@ -164,12 +164,18 @@ def complete(store: Store, run: str, *, warn: Callable[[str], None] = lambda _: 
     keys = sorted((i.key for i in store.list(prefix(run)) if i.key.endswith("/manifest.json")), reverse=True)
     for key in keys:
         try:
-            manifest = read_manifest(store, key)
-            if manifest is not None:
-                about = json.loads(read_file(store, manifest, META))
-                yield Checkpoint(about["step"], about, manifest, store)
+            yield at(store, key.removesuffix("/manifest.json"))
         except CorruptArtifact as error:
             warn(f"passing over a damaged checkpoint: {error}")
+
+
+def at(store: Store, folder: str) -> Checkpoint:
+    """The complete checkpoint in that folder. Raises CorruptArtifact where there is none."""
+    manifest = read_manifest(store, f"{folder}/manifest.json")
+    if manifest is None:
+        raise CorruptArtifact("the checkpoint is gone", where=folder, do="resume again")
+    about = json.loads(read_file(store, manifest, META))
+    return Checkpoint(about["step"], about, manifest, store)
 
 
 def newest(store: Store, run: str) -> Checkpoint | None:

@@ -35,7 +35,7 @@ from heliostat.events import Spool
 from heliostat.inference.device import pick_device
 from heliostat.settings import Settings
 from heliostat.store import Store
-from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, complete, patiently
+from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, at, complete, patiently
 from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
 
 if TYPE_CHECKING:
@@ -120,15 +120,12 @@ class TrainContext:
         """
         self._model, self._optimizer, self._extras = model, optimizer, dict(extras)
         begun = time.time()
-        for found in self._newest.first_then_others():
-            try:
-                self._load(found)
-            except CorruptArtifact as error:
-                self._trouble(f"passing over a damaged checkpoint: {error}")
-                continue
-            self._safe_step = self._from_step = found.step
-            self._emit("train_resumed", step=found.step, generation=self._seat.generation, restore_at=begun)
-            return found.step
+        candidates = self._newest.first_then_others()
+        while (found := self._same_for_all(candidates)) is not None:
+            if self._all(self._loads(found)):
+                self._safe_step = self._from_step = found.step
+                self._emit("train_resumed", step=found.step, generation=self._seat.generation, restore_at=begun)
+                return found.step
         self._emit("train_started", step=0, generation=self._seat.generation)
         return 0
 
@@ -258,6 +255,32 @@ class TrainContext:
         took = time.monotonic() - begun
         self._stall_s += took
         self._emit("checkpoint", step=step, stall_s=round(took, 4))
+
+    def _same_for_all(self, candidates: Iterator[Checkpoint]) -> Checkpoint | None:
+        """Rank 0's next candidate, on every rank: what each finds for itself may differ by a commit in between."""
+        import torch.distributed as dist
+
+        if self.world_size == 1:
+            return next(candidates, None)
+        mine = next(candidates, None)  # every rank has read ahead, and rarely for nothing
+        choice = [mine.manifest.prefix if mine is not None else ""]
+        dist.broadcast_object_list(choice, src=0)
+        if not choice[0]:
+            return None
+        if mine is not None and mine.manifest.prefix == choice[0]:
+            return mine
+        return patiently(lambda: at(self._store, choice[0]), what="the restore", warn=self._trouble)
+
+    def _loads(self, found: Checkpoint) -> bool:
+        try:
+            self._load(found)
+        except CorruptArtifact as error:
+            self._trouble(f"passing over a damaged checkpoint: {error}")
+            return False
+        return True
+
+    def _all(self, mine: bool) -> bool:
+        return self._agree(0.0 if mine else 1.0) == 0.0
 
     def _load(self, found: Checkpoint) -> None:
         import torch

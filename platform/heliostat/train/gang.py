@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ from heliostat.train.seat import About, Ended, Seat
 LABEL_GROUP = "heliostat.io/group"
 # Losses in a row after none of which a single step was completed.
 FRUITLESS_LIMIT = 8
-# How long an elastic gang waits for its full size before it goes on smaller.
+# How long an elastic gang waits for its full size before it begins, or goes on, smaller.
+FIRST_PATIENCE_S = 30.0
 PATIENCE_S = 3.0
 # A part of a gang is held for so long; then it is given back, lest two gangs wait for each other's halves.
 GANG_LIMIT_S = 300.0
@@ -97,8 +99,17 @@ class _Attempt:
 class Gang:
     """`order` is a pickled `heliostat.train.child.Order`, the same for every worker."""
 
-    def __init__(self, spec: RunSpec, gang: GangSpec, order: bytes, store: Store, spool: Spool) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        gang: GangSpec,
+        order: bytes,
+        store: Store,
+        spool: Spool,
+        on_progress: Callable[[dict[str, float]], None] = lambda _: None,
+    ) -> None:
         self._spec, self._gang, self._order, self._store, self._spool = spec, gang, order, store, spool
+        self._on_progress = on_progress
         self._places: list[_Place] = []
         self._warmed: set[str] = set()
         self._draining: dict[str, float] = {}
@@ -136,6 +147,7 @@ class Gang:
     def _gather(self) -> list[_Place]:
         """Wait for the keepers of the next attempt: all of them, or after some patience the lowest number at least."""
         begun = told = time.monotonic()
+        patience = PATIENCE_S if self.spans else FIRST_PATIENCE_S
         while True:
             self._look()
             self._drop_noticed()
@@ -143,7 +155,7 @@ class Gang:
             self._answers()
             living = self._living()
             waited = time.monotonic() - begun
-            if len(living) >= self._gang.high or (len(living) >= self._gang.low and waited > PATIENCE_S):
+            if len(living) >= self._gang.high or (len(living) >= self._gang.low and waited > patience):
                 self._waited_s = waited
                 return living
             if living and waited > GANG_LIMIT_S:
@@ -170,15 +182,18 @@ class Gang:
                     num_gpus=self._gang.gpus,
                     max_concurrency=8,
                     label_selector={LABEL_GROUP: self._gang.group},
+                    scheduling_strategy="DEFAULT",  # not into the placement group of a Tune trial that drives us
                 )
                 .remote()
             )
             self._places.append(_Place(actor, actor.about.remote(), time.monotonic()))
 
-    def _answers(self) -> None:
-        """Take in which keepers have come to life, or died before they did."""
+    def _answers(self, busy: Sequence[_Place] = ()) -> None:
+        """Take in which keepers have come to life, and which died beside the attempt or before they lived."""
         import ray
 
+        for place in [place for place in self._places if place.is_cut() and place not in busy]:
+            self._lose(place)
         for place in [place for place in self._places if place.about is None]:
             ready, _ = ray.wait([place.answer], timeout=0)
             if ready:
@@ -325,6 +340,8 @@ class Gang:
             except ray.exceptions.RayError:
                 return
             step = attempt.seen.get("step", 0.0)
+            if step:
+                self._on_progress(attempt.seen)
             if step and not attempt.told_at:
                 attempt.told_at = time.monotonic()
             if step and time.monotonic() - attempt.told_at > TELL_S:
@@ -344,7 +361,7 @@ class Gang:
         if attempt.leaving:
             return
         self._fill()
-        self._answers()
+        self._answers(attempt.places)
         noticed = [place.deadline for place in attempt.places if place.deadline is not None]
         ready = len(self._living())
         if noticed:

@@ -62,15 +62,18 @@ def run(
     min_workers: int | None = None,
     standby: int = 0,
     checkpoint_every: int = 20,
+    run_name: str | None = None,
+    on_progress: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> TrainedModel:
     """Train on `workers` nodes of the spot group, through reclaims, until the function is done.
 
     `min_workers` below `workers` makes it elastic: while the group has no more nodes it goes on with as few, and grows
     back without recomputing a step. `standby` workers more are held, each with its GPU, so that a lost one is replaced
     without placing another first. `checkpoint_every` is what a loss without notice may cost, in steps.
-    The run's name comes from HELIOSTAT_RUN, which `heliostat job submit` sets; by hand it is `name` and a random
-    part. The group, where none is given, comes from HELIOSTAT_GROUP in the same way. The same run name again resumes
-    from its last checkpoint, and returns at once if it had finished.
+    The run's name is `run_name`, or comes from HELIOSTAT_RUN, which `heliostat job submit` sets; by hand it is `name`
+    and a random part. The group, where none is given, comes from HELIOSTAT_GROUP in the same way. The same name again
+    resumes from the last checkpoint, and returns at once if it had finished.
+    `on_progress` is called about three times a second with rank 0's last step and loss.
     Raises JobFailed with the cause and where its log is.
     """
     low = workers if min_workers is None else min_workers
@@ -79,14 +82,14 @@ def run(
     if checkpoint_every < 1:
         raise UsageError(f"checkpoint_every is {checkpoint_every}; it counts steps from 1", where="run(...)")
     settings = load()
-    run_name = os.environ.get(RUN) or f"{name}-{uuid.uuid4().hex[:8]}"
+    run_name = run_name or os.environ.get(RUN) or f"{name}-{uuid.uuid4().hex[:8]}"
     store = Store.connect(settings.store)
     done = patiently(lambda: trained_model(store, run_name), what="looking for the run", warn=_say)
     if done is not None:
         return done
     group = group or os.environ.get(GROUP) or "train"
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
-    failure = _train(train, config, spec, GangSpec(low, workers, group, standby), settings, store)
+    failure = _train(train, config, spec, GangSpec(low, workers, group, standby), settings, store, on_progress)
     if failure:
         raise JobFailed(
             f"the training function raised\n{failure}",
@@ -106,6 +109,7 @@ def _train(
     gang_spec: GangSpec,
     settings: Settings,
     store: Store,
+    on_progress: Callable[[dict[str, float]], None],
 ) -> str:
     """ "" or, where the training function is wrong, its traceback."""
     import ray
@@ -117,7 +121,7 @@ def _train(
         ray.init(logging_level="warning")
     payload = cloudpickle.dumps(Order(spec, train, config))
     spool = Spool(settings.spool, f"gang-{spec.run}-{uuid.uuid4().hex[:6]}")
-    gang = Gang(spec, gang_spec, payload, store, spool)
+    gang = Gang(spec, gang_spec, payload, store, spool, on_progress)
     try:
         return gang.run()
     finally:

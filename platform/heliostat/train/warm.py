@@ -238,12 +238,18 @@ class _Warm:
         self._children: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> (pid, the connection it lives by)
         self._lives: dict[socket.socket, int] = {}  # the reverse
         self._events.register(listener, selectors.EVENT_READ, self._accept)
-        self._events.register(raylet, selectors.EVENT_READ, lambda: sys.exit(0))
+        self._events.register(raylet, selectors.EVENT_READ, self._end)
 
     def serve(self) -> NoReturn:
         while True:
             for key, _ in self._events.select():
                 key.data()
+
+    def _end(self) -> None:
+        path = Path(self._listener.getsockname())
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
+        sys.exit(0)
 
     def _accept(self) -> None:
         life, _ = self._listener.accept()
@@ -315,6 +321,7 @@ def _serve(node: str, belongs_to: int) -> int:
     raylet = os.pidfd_open(belongs_to)
     path = _socket_path(node)
     path.unlink(missing_ok=True)
+    _sweep(path.parent)
     os.umask(0o077)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
@@ -326,6 +333,15 @@ def _serve(node: str, belongs_to: int) -> int:
         path.unlink(missing_ok=True)  # a fork with threads may hang: the slow way instead
         return 1
     return _Warm(listener, raylet).serve()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what warm processes left that were killed, as a reclaimed node's are."""
+    for lock in folder.glob("*.lock"):
+        with contextlib.suppress(OSError), lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its owner is gone
+            lock.with_suffix(".sock").unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def _die_with_parent(parent: int) -> None:

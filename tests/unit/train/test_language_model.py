@@ -59,7 +59,7 @@ def test_adapters_are_handed_in_alone_with_the_digest_of_their_base(bench: Bench
     assert "adapter.safetensors" in manifest.files
     assert manifest.files["adapter.safetensors"].size < (base / "model.safetensors").stat().st_size
     about = json.loads(read_file(bench.store, manifest, "run.json"))
-    assert about["lineage"]["base_digest"] == base_digest(config)
+    assert about["lineage"]["parent"] == base_digest(config)
     found = losses(bench, "lora")
     assert found[-1] < found[0]
 

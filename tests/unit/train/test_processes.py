@@ -79,6 +79,24 @@ def test_fsdp2_gives_the_losses_of_ddp_and_its_checkpoints_are_cut_anew_for_othe
     assert len(losses(cut, 1)) == len(losses(cut, 2)) + 6 == 12  # rank 1 took part in the first and the last six
 
 
+def test_a_rotten_checkpoint_sends_all_ranks_to_the_one_before(bench: Bench, tmp_path: Path) -> None:
+    whole, parts = folder(tmp_path, "whole"), folder(tmp_path, "parts")
+    assert bench.attempt("whole", Config(14, whole), workers=2)[0].kind == "done"
+    assert bench.attempt("parts", Config(14, parts, 9), workers=2, every=3)[0].kind == "left"
+    found = newest(bench.store, "parts")
+    assert found is not None
+    assert found.step == 9
+    key = found.manifest.key("part-00000.safetensors")
+    data = bytearray(bench.store.get(key).data)
+    data[-1] ^= 1
+    bench.store.put(key, bytes(data))
+    assert bench.attempt("parts", Config(14, parts), workers=2)[0].kind == "done"
+    resumed = [e for e in read_spool(bench.settings.spool) if e.kind == "train_resumed"]
+    assert 0 < resumed[-1].fields["step"] < 9
+    for rank in range(2):
+        assert losses(parts, rank) == losses(whole, rank)
+
+
 def test_a_store_that_refuses_every_fifth_request_changes_nothing(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

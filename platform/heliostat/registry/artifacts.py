@@ -190,7 +190,7 @@ def get_version(store: Store, name: str, version: int) -> Artifact:
     if found is not None:
         stone = found[0]
         if not isinstance(stone, Tombstone):
-            return _own(_artifact(stone), name, version)
+            return as_artifact(stone, name, version)
         raise UnknownVersion(
             f"{name} {version_name(version)} was deleted by {stone.who} on {stone.at:%Y-%m-%d %H:%M} UTC ({stone.why})",
             do=_offer(store, name),
@@ -299,6 +299,11 @@ def _artifact(manifest: Manifest) -> Artifact:
     for path in manifest.files:
         check_name_is_safe(path)
     return Artifact(name=body.name, version=body.version, digest=body.digest, metadata=body.metadata, manifest=manifest)
+
+
+def as_artifact(manifest: Manifest, name: str, version: int) -> Artifact:
+    """What a manifest says. Raises CorruptArtifact where it is no version's, or another one's."""
+    return _own(_artifact(manifest), name, version)
 
 
 def _own(artifact: Artifact, name: str, version: int) -> Artifact:

@@ -23,7 +23,16 @@ from heliostat.commit import GRACE, Manifest, unnamed
 from heliostat.errors import CorruptArtifact, SwapLost, UnknownModel, UnknownVersion, VersionHeld
 from heliostat.names import version_name
 from heliostat.registry.aliases import Alias, list_aliases, rollback_targets
-from heliostat.registry.artifacts import Artifact, Damaged, Deleted, Version, get_version, list_models, scan
+from heliostat.registry.artifacts import (
+    Artifact,
+    Damaged,
+    Deleted,
+    Version,
+    as_artifact,
+    get_version,
+    list_models,
+    scan,
+)
 from heliostat.registry.holds import clear_holds, dead_holds, hold, holds_of
 from heliostat.registry.versions import (
     Tombstone,
@@ -288,7 +297,8 @@ def _state(store: Store, name: str, version: int) -> tuple[str | Tombstone, str,
     if isinstance(state, Tombstone):
         return state, state.folder, state.digest
     try:
-        digest = get_version(store, name, version).digest
+        # From what was read above: asked again, it may be a tombstone by now.
+        digest = as_artifact(state, name, version).digest
     except CorruptArtifact:
         digest = ""
     return etag, state.folder, digest

@@ -131,10 +131,87 @@ def prove_tests() -> list[Evidence]:
     return [_evidence("The tests pass", "make test", f"{closing}; {time.monotonic() - begun:.0f} s")]
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """A script whose last line is JSON, and the keys of it that the claim rests on."""
+
+    claim: str
+    arguments: tuple[str, ...]  # the script first
+    keys: tuple[str, ...]
+
+    def prove(self) -> list[Evidence]:
+        found = json.loads(_run([sys.executable, *self.arguments]).strip().splitlines()[-1])
+        figures = "; ".join(f"{key} {_shown(found[key])}" for key in self.keys if key in found)
+        return [_evidence(self.claim, " ".join(["python", *self.arguments]), figures)]
+
+
+def _shown(value: Any) -> str:  # Any: JSON
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(each)}" for key, each in value.items()) + "}"
+    return str(value)
+
+
+BENCHMARKS = {
+    "vram": Benchmark(
+        "GPU memory is estimated within a few per cent, and no model is said to fit that does not",
+        ("tests/benchmarks/vram.py", "--cases", "../shared/facts/vram_cases.csv"),
+        ("n", "series", "median_rel_error", "worst", "false_fits", "false_refusals"),
+    ),
+    "loading": Benchmark(
+        "A model loads at the link's speed, verified, once per node",
+        ("tests/benchmarks/loading.py", "--rounds", "5"),
+        ("ratio_to_raw", "ratio_verified", "rss_ratio", "second_replica_gets", "ten_replicas_gets"),
+    ),
+    "registry-faults": Benchmark(
+        "A kill before, within or after any request leaves no half version, and a re-run completes",
+        ("tests/benchmarks/registry_faults.py",),
+        ("kill_points", "failures"),
+    ),
+    "registry-contention": Benchmark(
+        "32 publishers leave no gap, 32 promoters have one winner a round, the others are named",
+        ("tests/benchmarks/registry_contention.py", "3"),
+        ("publishers", "promoters", "winners_a_round", "conflicts_named", "pause_ratio"),
+    ),
+    "serving": Benchmark(
+        "Serving at the limit of the model, beside what else one would use",
+        ("tests/benchmarks/serving.py",),
+        (
+            "ratio_to_limit", "bf16_ratio_to_fp32_limit", "vs_best_peer", "best_peer", "vs_serve_batch",
+            "overhead_cpu_ms", "python_proxy_ratio_to_limit", "bf16_gate", "left_out",
+        ),
+    ),
+    "packed": Benchmark(
+        "Packed and padded answers agree, and no text is mixed with another",
+        ("tests/benchmarks/packed_equals_padded.py",),
+        ("texts", "max_difference", "min_cosine", "mixed_texts"),
+    ),
+    "fuzz": Benchmark(
+        "Fuzzed requests crash nothing and get no 5xx",
+        ("tests/benchmarks/fuzz_apps.py",),
+        ("inputs", "crashes", "bad_5xx", "malformed", "wrong_answers"),
+    ),
+    "recovery": Benchmark(
+        "A lost spot node costs seconds and at most an interval of steps, with notice none",
+        ("tests/benchmarks/recovery.py",),
+        ("vs_plain_ray", "lost_steps_with_notice", "max_lost_over_interval", "ours", "plain", "notice", "same_weights"),
+    ),
+    "deadline": Benchmark(
+        "Deadlines are kept on spot near the least cost",
+        ("tests/benchmarks/deadline.py", "../shared/facts/spot_traces"),
+        (
+            "traces", "missed", "cost_vs_optimum", "cost_vs_on_demand", "p95_vs_optimum", "worst_vs_optimum",
+            "above_on_demand",
+        ),
+    ),
+}  # fmt: skip
+
 PROOFS: dict[str, Callable[[], list[Evidence]]] = {
     "import": prove_import,
     "accuracy": prove_accuracy,
     "demo": prove_demo,
+    **{name: benchmark.prove for name, benchmark in BENCHMARKS.items()},
     "tests": prove_tests,
 }
 

@@ -32,9 +32,11 @@ from heliostat.serve.endpoint import Endpoint
 from heliostat.serve.fit import check_fit, memory_limit
 from heliostat.serve.keys import KeyRing, key_digest, read_keys
 from heliostat.serve.kinds import make_api, warm_up
+from heliostat.serve.metrics import ReplicaMetrics
 from heliostat.serve.narrow import DType, narrow
 from heliostat.serve.recipe import Recipe
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
+from heliostat.serve.scaling import Demand
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 
@@ -84,6 +86,8 @@ class ModelDeployment:
         self._endpoint = Endpoint(
             self._api, app=arguments.app, keys=lambda: self._keys, max_queue_s=arguments.max_queue_s
         )
+        self._demand = Demand()
+        self._metrics = ReplicaMetrics(arguments.app)
         # The watcher alone writes these two and the keys.
         self._loaded_at = time.time()
         self._error: str | None = None
@@ -95,6 +99,17 @@ class ModelDeployment:
 
     async def __call__(self, request: Request) -> Response:
         return await self._endpoint.answer(request)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the policy (scaling.py) goes by; Serve asks twice a second."""
+        load = self._api.load
+        return self._demand.report(
+            time.monotonic(),
+            queued_s=load.queued_s,
+            busy=load.busy,
+            sheds=self._endpoint.counts.sheds,
+            mean_request_s=self._endpoint.mean_request_s,
+        )
 
     def check_health(self) -> None:
         if not self._watcher.is_alive():
@@ -159,6 +174,7 @@ class ModelDeployment:
         used = self._teams()
         while not self._stop.wait(WATCH_S):
             self._take_over()
+            self._metrics.tell(self._api.load, self._endpoint.counts, version=self._artifact.version)
             if self._arguments.keys and time.monotonic() - keys_at > KEYS_S:
                 keys_at = time.monotonic()
                 self._refresh_keys()

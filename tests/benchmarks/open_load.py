@@ -60,7 +60,9 @@ class Load:
                 status = -1
         finally:
             self.under_way -= 1
-        self.rows.append([round(due, 4), round(time.perf_counter() - begun - due, 5), status, retry_after, kind["name"]])
+        self.rows.append(
+            [round(due, 4), round(time.perf_counter() - begun - due, 5), status, retry_after, kind["name"]]
+        )
 
     async def ask(self, kind: dict[str, Any], body: Any) -> tuple[int, str | None]:
         parts = urlsplit(kind["url"])

@@ -222,7 +222,11 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def this_machine() -> dict[str, Any]:
     model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         machine.processor(),
     )
     return {"cpu": model, "cores": os.cpu_count(), "load": [round(x, 1) for x in os.getloadavg()]}

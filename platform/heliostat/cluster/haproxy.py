@@ -8,6 +8,8 @@ of every reload, of which there is one whenever a replica comes or goes.
 - Where an application has no replica, Ray's template falls back to Serve's Python proxy, which answers 500 to what was
   on its way to a replica that has just died. The fallback becomes the holding server (heliostat.serve.hold), which
   holds and repeats; the Python proxy stays behind it as the second choice.
+- A request is taken whole before a replica sees any of it: only then can it be sent to another one, and a slow client
+  costs HAProxy a buffer instead of a replica a place.
 - What may stream goes by way of the holding server, because only somebody who reads the stream can end one that was
   cut with an error. HAProxy would just close it.
 - What is left for HAProxy itself to refuse is a 503 with Retry-After, not the template's bare 500.
@@ -33,6 +35,7 @@ REPLAY = "x-heliostat-replay"
 _BIND = re.compile(r"^(\s*)bind [*]?:(\d+)", re.MULTILINE)
 _FALLBACK = re.compile(r"^(\s*)server (\S+) (\S+:\d+) check backup$", re.MULTILINE)
 _ERROR_FILE = re.compile(r"^(\s*)errorfile (\d+) .*$", re.MULTILINE)
+_DEFAULTS = re.compile(r"^(\s*)option redispatch 1$", re.MULTILINE)
 _FIRST_CHOICE = re.compile(r"^\s*use_backend ", re.MULTILINE)
 _STATS = re.compile(r"^listen stats$", re.MULTILINE)
 
@@ -89,6 +92,7 @@ def rewrite(config: str, *, hold_port: int | None) -> str:
     )
     error = rf"\1http-error status \2 content-type application/json string '{_REFUSED}' hdr Retry-After 1"
     config = _ERROR_FILE.sub(error, config)
+    config = _DEFAULTS.sub(r"\1option redispatch 1" + "\n" + r"\1option http-buffer-request", config)
     first = _FIRST_CHOICE.search(config)
     if first is not None:
         config = config[: first.start()] + _RULES.lstrip("\n") + config[first.start() :]

@@ -1,9 +1,10 @@
 """Whether a replica takes a request or refuses it, by the work that waits. Pure but for the clock it is given.
 
-Two limits. `max_queue` of the definition holds always. The other holds only for a queue that *stands*: one that has
-not been short for a while is not a burst but overload, and every request that joins it waits as long as the queue,
-for nothing: the model is busy either way. The idea is CoDel's (Nichols and Jacobson, "Controlling Queue Delay", 2012):
-a good queue clears by itself within a moment, so a burst is let in whole; a standing one is cut down.
+Two limits. `max_queue` of the definition holds always. The other holds only for a queue that *stands*: where a replica
+has not been idle for a while, a long queue is no burst but overload, and every request that joins it waits as long as
+the queue, for nothing: the model is busy either way. The idea is CoDel's (Nichols and Jacobson, "Controlling Queue
+Delay", 2012): a good queue clears by itself, so a burst is let in whole; a standing one is cut down. CoDel looks at the
+shortest queue of an interval, but a batcher empties its queue whenever it takes a batch: so here it is idleness.
 
 How long a queue may stand follows from what a replica has at a load that it can carry. At 0.8 of capacity the wait in
 an M/D/1 queue exceeds ln(80)/0.43 = 10 services in one case of a hundred, and about a third more with texts of mixed
@@ -20,7 +21,7 @@ from heliostat.inference.load import Load
 STANDING_SERVICES = 14
 """Mean requests that may wait in a standing queue."""
 STANDING_S = 0.1
-"""A queue that was not short for this long stands; CoDel's interval."""
+"""A replica that was not idle for this long has a queue that stands; CoDel's interval."""
 LEAST_S = 0.02
 """Of waiting work that is never refused: nobody notices it, and a clock cannot tell less from a late thread."""
 _MEMORY = 0.95
@@ -41,7 +42,7 @@ class Admission:
     def __init__(self, max_queue_s: float) -> None:
         self._max_queue_s = max_queue_s
         self._mean_tokens = 0.0
-        self._short_at = float("-inf")  # when the queue was last seen short
+        self._idle_at = float("-inf")  # when the replica was last seen idle
 
     def answered(self, tokens: int) -> None:
         """A request of that many tokens was answered."""
@@ -54,12 +55,11 @@ class Admission:
         """
         if load.queued_s > self._max_queue_s:
             return Refusal(load.queued_s, self._max_queue_s)
+        if load.waiting_tokens + load.running_tokens == 0:
+            self._idle_at = now
         waiting_s = load.waiting_tokens * load.seconds_per_token
         limit_s = self.standing_limit_s(load)
-        if waiting_s <= limit_s:
-            self._short_at = now
-            return None
-        if held or now - self._short_at <= STANDING_S:
+        if waiting_s <= limit_s or held or now - self._idle_at <= STANDING_S:
             return None
         return Refusal(load.queued_s, limit_s)
 

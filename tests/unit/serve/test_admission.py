@@ -17,7 +17,7 @@ def queue(waiting: int, *, running: int = 512, tokens_per_s: float = 3200.0) -> 
 def used_to_single_texts(max_queue_s: float = 5.0) -> Admission:
     admission = Admission(max_queue_s)
     admission.answered(32)
-    admission.refusal(queue(0), now=0.0)
+    admission.refusal(queue(0, running=0), now=0.0)
     return admission
 
 
@@ -36,6 +36,12 @@ def test_a_queue_that_stands_is_cut_to_what_is_ordinary() -> None:
     assert refusal is not None
     assert refusal.limit_s == pytest.approx(STANDING_SERVICES * 0.01)
     assert admission.refusal(queue(LONG - 64), now=2 * STANDING_S) is None
+
+
+def test_a_batch_that_empties_the_queue_does_not_open_the_door() -> None:
+    admission = used_to_single_texts()
+    assert admission.refusal(queue(0), now=2 * STANDING_S) is None
+    assert admission.refusal(queue(LONG), now=2 * STANDING_S + 0.001) is not None
 
 
 def test_the_work_that_runs_does_not_count_as_standing() -> None:

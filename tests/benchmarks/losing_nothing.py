@@ -130,7 +130,8 @@ def run(system: str, count: int, faults: list[str], times: int, seed: int) -> di
                 longest = max(one["longest_s"] for one in runs)
                 found[fault] = {**total, "how": how, "longest_s": longest}
                 print(
-                    f"{system:<10} {count} replica(s)  {fault:<8} x{times}: {total['failed']} of {total['sent']} failed {how}; "
+                    f"{system:<10} {count} replica(s)  {fault:<8} x{times}: "
+                    f"{total['failed']} of {total['sent']} failed {how}; "
                     f"streams cut and told {total['cut and told']}, in silence {total['cut in silence']}, "
                     f"of {total['streams']}; longest {longest} s",
                     flush=True,

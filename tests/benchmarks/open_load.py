@@ -2,9 +2,10 @@
 
     python open_load.py SPEC.json      prints one JSON line: a list of [sent, took, status, retry_after, kind]
 
+With `field` in a kind, a row ends with that field of the JSON answer.
 Seconds since the load began; `took` counts from the moment at which the request was due, so a client that is late
 makes nothing look faster. Status 0: no whole answer came back (the connection broke, or the time was up). For streams,
-status 1: it was cut and said so with an error event, -1: it was cut and did not.
+status 1: it was cut and said so with an error event, -1: it was cut and did not. Status -2: never sent.
 Bounded: SPEC has `seconds`, `rate`, `most` (requests under way at a time) and `limit_s` (for one of them).
 """
 
@@ -15,6 +16,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,11 +35,8 @@ class Load:
     async def run(self) -> None:
         kinds = self.spec["kinds"]  # [{name, url, share, bodies, header, stream}]
         begun = time.perf_counter()
-        due, tasks = 0.0, set()
-        while True:
-            due += self.random.expovariate(self.spec["rate"])
-            if due > self.spec["seconds"]:
-                break
+        tasks: set[asyncio.Task[None]] = set()
+        for due in arrivals(self.spec, self.random):
             kind = self.random.choices(kinds, [kind["share"] for kind in kinds])[0]
             body = self.random.choice(kind["bodies"])
             await asyncio.sleep(max(0.0, begun + due - time.perf_counter()))
@@ -51,20 +50,23 @@ class Load:
 
     async def one(self, kind: dict[str, Any], body: Any, due: float, begun: float) -> None:
         self.under_way += 1
-        status, retry_after = 0, None
+        status, retry_after, field = 0, None, None
         try:
             async with asyncio.timeout(self.spec["limit_s"]):
-                status, retry_after = await self.ask(kind, body)
+                status, retry_after, text = await self.ask(kind, body)
+            if status == 200 and "field" in kind:
+                field = json.loads(text).get(kind["field"])
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, ValueError) as problem:
             if kind.get("stream") and getattr(problem, "begun", False):
                 status = -1
         finally:
             self.under_way -= 1
+        took = round(time.perf_counter() - begun - due, 5)
         self.rows.append(
-            [round(due, 4), round(time.perf_counter() - begun - due, 5), status, retry_after, kind["name"]]
+            [round(due, 4), took, status, retry_after, kind["name"], *([field] if "field" in kind else [])]
         )
 
-    async def ask(self, kind: dict[str, Any], body: Any) -> tuple[int, str | None]:
+    async def ask(self, kind: dict[str, Any], body: Any) -> tuple[int, str | None, str]:
         parts = urlsplit(kind["url"])
         where = (parts.hostname or "127.0.0.1", parts.port or 80)
         content = (body if isinstance(body, str) else made(body)).encode()
@@ -87,7 +89,20 @@ class Load:
             pool.append((reader, writer))
         if kind.get("stream") and status == 200 and "data: [DONE]" not in text:
             status = 1 if '"error"' in text else -1
-        return status, headers.get("retry-after")
+        return status, headers.get("retry-after"), text
+
+
+def arrivals(spec: dict[str, Any], draw: random.Random) -> Iterator[float]:
+    """The moments of a Poisson process whose rate is `rate` times what `steps` say: [[from second, factor], ...]."""
+    steps = spec.get("steps", [[0.0, 1.0]])
+    most, due = max(factor for _, factor in steps), 0.0
+    while True:
+        due += draw.expovariate(spec["rate"] * most)
+        if due > spec["seconds"]:
+            return
+        factor = next(factor for start, factor in reversed(steps) if start <= due)
+        if draw.random() < factor / most:  # thinning
+            yield due
 
 
 def made(body: dict[str, Any]) -> str:

@@ -92,7 +92,10 @@ def rewrite(config: str, *, hold_port: int | None) -> str:
     )
     error = rf"\1http-error status \2 content-type application/json string '{_REFUSED}' hdr Retry-After 1"
     config = _ERROR_FILE.sub(error, config)
-    config = _DEFAULTS.sub(r"\1option redispatch 1" + "\n" + r"\1option http-buffer-request", config)
+    config = _DEFAULTS.sub(
+        r"\1option redispatch 1" + "\n" + r"\1option http-buffer-request" + "\n" + r"\1timeout http-request 120s",
+        config,
+    )
     first = _FIRST_CHOICE.search(config)
     if first is not None:
         config = config[: first.start()] + _RULES.lstrip("\n") + config[first.start() :]

@@ -156,7 +156,17 @@ def _choose_ports(definition: ClusterDefinition) -> dict[str, int]:
         "serve": port_choice.choose(wanted.serve, preferred=8000, field="ports.serve", taken=taken),
         "store": port_choice.choose(wanted.store, preferred=None, field="ports.store", taken=taken),
     }
-    for inner in ("gcs", "ray_client", "agent", "metrics", "haproxy_metrics", "haproxy_stats"):
+    for inner in (
+        "gcs",
+        "ray_client",
+        "agent",
+        "metrics",
+        "haproxy_metrics",
+        "haproxy_stats",
+        "hold",
+        "proxy",
+        "proxy_grpc",
+    ):
         chosen[inner] = port_choice.choose("auto", preferred=None, field=inner, taken=taken)
     chosen["serve_http_min"] = _free_block(1000)
     return chosen
@@ -183,7 +193,8 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
     processes.note_session(mark(record), head.pid)
     _wait_for_head(head, settings, folder)
     progress("starting the controller")
-    _start_controller(record, folder, env)
+    _start_module("heliostat.serve.hold", "hold", record, folder, env)
+    _start_module("heliostat.controller", "controller", record, folder, env)
     return settings
 
 
@@ -196,9 +207,10 @@ def _revive(
     if definition.store.kind == "embedded" and not any(" mini " in command for command in commands):
         progress("starting the S3 store again")
         _start_store(settings, folder, record, env)
-    if not any("heliostat.controller" in command for command in commands):
-        progress("starting the controller again")
-        _start_controller(record, folder, env)
+    for module, name in (("heliostat.serve.hold", "hold"), ("heliostat.controller", "controller")):
+        if not any(module in command for command in commands):
+            progress(f"starting the {name} again")
+            _start_module(module, name, record, folder, env)
     progress("already up")
 
 
@@ -216,9 +228,10 @@ def _environment(definition: ClusterDefinition, record: ClusterRecord, folder: P
     )
 
 
-def _start_controller(record: ClusterRecord, folder: Path, env: dict[str, str]) -> None:
-    controller = _spawn([sys.executable, "-m", "heliostat.controller"], "controller", folder, env)
-    processes.note_session(mark(record), controller.pid)
+def _start_module(module: str, name: str, record: ClusterRecord, folder: Path, env: dict[str, str]) -> None:
+    """By name: what is started here stands above this file."""
+    process = _spawn([sys.executable, "-m", module], name, folder, env)
+    processes.note_session(mark(record), process.pid)
 
 
 def _prepare_folders(folder: Path, record: ClusterRecord) -> None:
@@ -302,7 +315,7 @@ def _start_head(
     from heliostat.cluster.autoscaling import autoscaling_config
     from heliostat.cluster.haproxy import write_wrapper
 
-    write_wrapper(folder / "bin" / "haproxy")
+    write_wrapper(folder / "bin" / "haproxy", hold_port=record.ports["hold"])
     gcs_address = f"127.0.0.1:{record.ports['gcs']}"
     config = autoscaling_config(
         definition,

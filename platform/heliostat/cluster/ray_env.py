@@ -29,7 +29,8 @@ def head_environment(
 ) -> dict[str, str]:
     """`base` with what the head needs; worker nodes, replicas and jobs inherit it.
 
-    `ports` has serve_http_min (1,000 from there on for replicas), haproxy_metrics and haproxy_stats.
+    `ports` has serve_http_min (1,000 from there on for replicas), haproxy_metrics, haproxy_stats, hold, proxy and
+    proxy_grpc.
     """
     kept = {key: value for key, value in base.items() if not key.startswith(("RAY_", "HELIOSTAT_"))}
     # HAProxy takes socket paths of 97 bytes at most, and Ray puts a node id of 56 into them.
@@ -77,7 +78,14 @@ def head_environment(
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["haproxy_metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["haproxy_stats"]),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "m.sock"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Where Serve's Python proxy listens, behind the holding server; 8500 and 9500 for every cluster otherwise.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["proxy"]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports["proxy_grpc"]),
+        # Read by heliostat.serve.hold.
+        "HELIOSTAT_HOLD_PORT": str(ports["hold"]),
+        "HELIOSTAT_SERVE_PROXY_PORT": str(ports["proxy"]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports["serve_http_min"]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports["serve_http_min"] + 999),
     }
@@ -100,6 +108,9 @@ def serve_front_environment() -> dict[str, str]:
         # Replays requests that were running on a replica that died.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "5",
+        # It replays what fits its buffer. One is taken for each request that has something in it, and only what was
+        # written to counts as memory; bodies up to the default limit of an application (8 MiB) fit.
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(8 * 2**20 + 64 * 2**10),
         # 30 s by default: an idle replica would hold its GPU that much longer.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }

@@ -17,9 +17,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from heliostat.inference.load import DutyCycle, Load
 from heliostat.inference.runner import Closed, Expired
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class Engine(Protocol):
 
     @property
     def queued_seconds(self) -> float: ...
+
+    @property
+    def load(self) -> Load: ...
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, *, wait_until_s: float, end_by_s: float = math.inf
@@ -148,6 +152,8 @@ class TokenRunner:
         self._busy_s = 0.0
         self._done_tokens = 0.0
         self._mean_made = 0.0
+        self._duty = DutyCycle()
+        self._sums = Load()
         self._thread = threading.Thread(target=self._work, name="heliostat-tokens", daemon=True)
         self._thread.start()
 
@@ -220,8 +226,7 @@ class TokenRunner:
     def queued_tokens(self) -> int:
         """Tokens still to be read and made for what waits or runs, by the mean length of what ended."""
         with self._changed:
-            waiting = sum(len(text.prompt) + self._expected(text) for text in self._waiting if not text.left)
-            return waiting + sum(max(1, self._expected(text) - text.made) for text in self._running)
+            return self._waiting_tokens() + self._running_tokens()
 
     @property
     def tokens_per_s(self) -> float:
@@ -234,6 +239,26 @@ class TokenRunner:
         """Seconds of work before a new text, by the measured speed; 0.0 before anything was measured."""
         speed = self.tokens_per_s
         return self.queued_tokens / speed if speed else 0.0
+
+    @property
+    def load(self) -> Load:
+        """All of it at one moment; `busy` is the share of the slots."""
+        speed = self.tokens_per_s
+        with self._changed:
+            return replace(
+                self._sums,
+                waiting_tokens=self._waiting_tokens(),
+                waiting_items=len(self._waiting),
+                running_tokens=self._running_tokens(),
+                tokens_per_s=speed,
+                busy=self._duty.share(self._clock()),
+            )
+
+    def _waiting_tokens(self) -> int:
+        return sum(len(text.prompt) + self._expected(text) for text in self._waiting if not text.left)
+
+    def _running_tokens(self) -> int:
+        return sum(max(1, self._expected(text) - text.made) for text in self._running)
 
     def _expected(self, text: _Text) -> int:
         return min(text.sampling.max_tokens, math.ceil(self._mean_made) or text.sampling.max_tokens)
@@ -258,8 +283,10 @@ class TokenRunner:
             running = self._still_wanted()
             if running:
                 tokens += len(running)
+                with self._changed:
+                    self._duty.begin(began, len(running) / self._model.slots)
                 self._step(running)
-            self._measure(tokens, self._clock() - began)
+            self._measure(tokens, began, self._clock())
 
     def _wait_for_work(self) -> bool:
         """False once closed, and with nothing left to drain."""
@@ -376,11 +403,19 @@ class TokenRunner:
         if problem is not None:
             _deliver(text, problem)
 
-    def _measure(self, tokens: int, took_s: float) -> None:
+    def _measure(self, tokens: int, began: float, ended: float) -> None:
         with self._changed:
-            if tokens:
-                self._done_tokens = self._done_tokens * _MEMORY + tokens
-                self._busy_s = self._busy_s * _MEMORY + took_s
+            self._duty.end(ended)
+            if not tokens:
+                return
+            self._done_tokens = self._done_tokens * _MEMORY + tokens
+            self._busy_s = self._busy_s * _MEMORY + ended - began
+            self._sums = replace(
+                self._sums,
+                tokens=self._sums.tokens + tokens,
+                batches=self._sums.batches + 1,
+                forward_s=self._sums.forward_s + ended - began,
+            )
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:

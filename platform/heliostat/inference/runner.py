@@ -13,11 +13,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Generic, TypeVar
 
 from heliostat.inference.batching import Batch, Item, TokenBatcher
+from heliostat.inference.load import DutyCycle, Load
 
 R = TypeVar("R")
 
@@ -59,6 +60,7 @@ class _Loaded(Generic[R]):
 class _Job(Generic[R]):
     work: Work
     tokens: int
+    arrived_s: float
     future: asyncio.Future[Answer[R]]
     loop: asyncio.AbstractEventLoop
 
@@ -85,6 +87,8 @@ class Runner(Generic[R]):
         self._running_tokens = 0
         self._busy_s = 0.0
         self._done_tokens = 0.0
+        self._duty = DutyCycle()
+        self._sums = Load()
         self._thread = threading.Thread(target=self._work, name="heliostat-model", daemon=True)
         self._thread.start()
 
@@ -103,7 +107,7 @@ class Runner(Generic[R]):
             if self._closed:
                 raise Closed("this runner is closed; send the request to another replica")
             self._batcher.add(item)
-            self._jobs[item.id] = _Job(work, item.tokens, future, loop)
+            self._jobs[item.id] = _Job(work, item.tokens, item.arrived_s, future, loop)
             self._changed.notify()
         try:
             return await future
@@ -155,6 +159,20 @@ class Runner(Generic[R]):
         speed = self.tokens_per_s
         return self.queued_tokens / speed if speed else 0.0
 
+    @property
+    def load(self) -> Load:
+        """All of it at one moment."""
+        speed = self.tokens_per_s
+        with self._changed:
+            return replace(
+                self._sums,
+                waiting_tokens=self._batcher.queued_tokens,
+                waiting_items=len(self._batcher),
+                running_tokens=self._running_tokens,
+                tokens_per_s=speed,
+                busy=self._duty.share(self._clock()),
+            )
+
     def _work(self) -> None:
         """The thread: batch after batch until closed."""
         while (taken := self._next_batch()) is not None:
@@ -163,7 +181,7 @@ class Runner(Generic[R]):
                 _deliver(job, Expired("the deadline passed while the item waited; allow more time, or send less"))
             began = self._clock()
             outcomes = _run(loaded, running)
-            self._measure(sum(job.tokens for job in running), self._clock() - began)
+            self._measure(running, began, self._clock())
             for job, outcome in zip(running, outcomes, strict=True):
                 _deliver(job, outcome)
 
@@ -175,16 +193,27 @@ class Runner(Generic[R]):
                 return None
             batch: Batch = self._batcher.take(self._clock())
             self._running_tokens = batch.tokens
+            self._duty.begin(self._clock())
             running = [self._jobs.pop(item.id) for item in batch.items]
             expired = [self._jobs.pop(item.id) for item in batch.expired]
             return self._loaded, running, expired
 
-    def _measure(self, tokens: int, took_s: float) -> None:
+    def _measure(self, running: Sequence[_Job[R]], began: float, ended: float) -> None:
+        tokens = sum(job.tokens for job in running)
         with self._changed:
             self._running_tokens = 0
-            if tokens:
-                self._done_tokens = self._done_tokens * _MEMORY + tokens
-                self._busy_s = self._busy_s * _MEMORY + took_s
+            self._duty.end(ended)
+            if not tokens:
+                return
+            self._done_tokens = self._done_tokens * _MEMORY + tokens
+            self._busy_s = self._busy_s * _MEMORY + ended - began
+            self._sums = Load(
+                items=self._sums.items + len(running),
+                tokens=self._sums.tokens + tokens,
+                batches=self._sums.batches + 1,
+                waited_s=self._sums.waited_s + sum(began - job.arrived_s for job in running),
+                forward_s=self._sums.forward_s + ended - began,
+            )
 
     def _forget(self, item_id: Hashable) -> None:
         """Take an item out of the queue; one that runs already is left to finish, and its result is dropped."""

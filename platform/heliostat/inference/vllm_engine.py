@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliostat.inference.generate import GREEDY_BELOW, Finish, Sampling, Step, TooLong
+from heliostat.inference.load import Load
 from heliostat.inference.runner import Closed, Expired
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ class VllmEngine:
     def queued_seconds(self) -> float:
         busy_s = self._busy_s + (time.monotonic() - self._busy_since if self._left else 0.0)
         return self.queued_tokens * busy_s / self._done_tokens if self._done_tokens else 0.0
+
+    @property
+    def load(self) -> Load:
+        """What is known from outside: everything counts as running, and the engine as full while it has anything."""
+        busy_s = self._busy_s + (time.monotonic() - self._busy_since if self._left else 0.0)
+        return Load(
+            running_tokens=self.queued_tokens,
+            tokens_per_s=self._done_tokens / busy_s if busy_s > 0 else 0.0,
+            busy=1.0 if self._left else 0.0,
+            tokens=self._done_tokens,
+            forward_s=busy_s,
+        )
 
     async def stream(
         self, prompt: Sequence[int], sampling: Sampling, *, wait_until_s: float, end_by_s: float = math.inf

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from heliostat.inference.load import Load
 from heliostat.serve.requests import Exchange, Identity
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class Api(Protocol):
     @property
     def queued_seconds(self) -> float:
         """Seconds of work before a new request, by the measured speed."""
+
+    @property
+    def load(self) -> Load:
+        """What waits, what runs and how fast, at this moment."""
 
     def take_over(self, loaded: Loaded[Any]) -> None:  # Any: as above
         """Answer with another version from the next batch on; what runs ends with the old one."""

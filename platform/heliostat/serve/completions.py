@@ -21,6 +21,7 @@ from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from heliostat.inference.generate import Finish, Full, Sampling, TooLong
+from heliostat.inference.load import Load
 from heliostat.inference.runner import Closed, Expired
 from heliostat.inference.words import TextStream
 from heliostat.serve.api import Json, Loaded, Operation, Sent
@@ -173,6 +174,10 @@ class CompletionsApi:
     @property
     def queued_seconds(self) -> float:
         return self.loaded.model.engine.queued_seconds
+
+    @property
+    def load(self) -> Load:
+        return self.loaded.model.engine.load
 
     async def models(self, _: Sent, exchange: Exchange) -> Response:
         return list_models(self.loaded, exchange)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from heliostat.serve.desired import DesiredApp
+from heliostat.serve.scaling import target_delay_s
 
 # The router's default waits 25 to 500 ms and is not woken when a slot frees.
 _ROUTER = {"initial_backoff_s": 0.005, "max_backoff_s": 0.02}
@@ -54,7 +55,12 @@ def _application(app: DesiredApp, *, awake: bool) -> dict[str, Any]:
                     "min_replicas": spec.replicas.low if awake else 0,
                     "max_replicas": spec.replicas.high,
                     "initial_replicas": spec.replicas.low if awake else 0,
+                    # Serve's own measure, which starts the first replica; the policy decides from there on.
                     "target_ongoing_requests": app.target_ongoing_requests,
+                    "policy": {
+                        "policy_function": "heliostat.serve.scaling:QueueDelayPolicy",
+                        "policy_kwargs": {"target_s": target_delay_s(spec.max_queue.seconds)},
+                    },
                     "metrics_interval_s": 0.5,
                     "look_back_period_s": 2,
                     # A burst that one replica clears by itself must not start a node that comes too late.

@@ -32,9 +32,11 @@ from heliostat.serve.endpoint import Endpoint
 from heliostat.serve.fit import check_fit, memory_limit
 from heliostat.serve.keys import KeyRing, key_digest, read_keys
 from heliostat.serve.kinds import make_api, warm_up
+from heliostat.serve.metrics import ReplicaMetrics
 from heliostat.serve.narrow import DType, narrow
 from heliostat.serve.recipe import Recipe
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
+from heliostat.serve.scaling import Demand
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 
@@ -64,6 +66,18 @@ class AppArguments(BaseModel):
     label_selector: dict[str, str]
 
 
+class Phases:
+    """Where the time of a start goes, in seconds, one phase after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def next(self, ended: str) -> None:
+        now = time.monotonic()
+        self.seconds[ended], self._since = round(now - self._since, 3), now
+
+
 def build(args: dict[str, Any]) -> serve.Application:
     arguments = AppArguments.model_validate(args)
     return ModelDeployment.bind(arguments)  # type: ignore[attr-defined]  # made by the decorator
@@ -78,7 +92,8 @@ class ModelDeployment:
         self._store = Store.connect(self._settings.store)
         self._spool = Spool(self._settings.spool, f"serve-{arguments.app}-{_replica_id()}")
         begun = time.time()
-        self._artifact, loaded = self._load(resolve(self._store, arguments.model))
+        phases = Phases()
+        self._artifact, loaded = self._load(resolve(self._store, arguments.model), phases)
         self._api = make_api(loaded, app=arguments.app, budget_tokens=arguments.token_budget)
         self._keys = self._read_keys()
         self._endpoint = Endpoint(
@@ -88,10 +103,13 @@ class ModelDeployment:
             max_queue_s=arguments.max_queue_s,
             server_returns_id=True,
         )
+        self._demand = Demand()
+        self._metrics = ReplicaMetrics(arguments.app)
         # The watcher alone writes these two and the keys.
         self._loaded_at = time.time()
         self._error: str | None = None
-        self._emit("replica_ready", seconds=round(time.time() - begun, 3))
+        # The node's own phase is in its events; between the two lie placing and the process with its imports.
+        self._emit("replica_ready", seconds=round(time.time() - begun, 3), phases=phases.seconds, began_at=begun)
         write_report(self._store, self._report())
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="alias-watch", daemon=True)
@@ -99,6 +117,17 @@ class ModelDeployment:
 
     async def __call__(self, request: Request) -> Response:
         return await self._endpoint.answer(request)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the policy (scaling.py) goes by; Serve asks twice a second."""
+        load = self._api.load
+        return self._demand.report(
+            time.monotonic(),
+            queued_s=load.queued_s,
+            busy=load.busy,
+            sheds=self._endpoint.counts.sheds,
+            mean_request_s=self._endpoint.mean_request_s,
+        )
 
     def check_health(self) -> None:
         if not self._watcher.is_alive():
@@ -111,7 +140,7 @@ class ModelDeployment:
             self._emit("replica_ended", requests=self._endpoint.counts.requests, teams=self._teams())
             remove_report(self._store, self._arguments.app, _replica_id())
 
-    def _load(self, artifact: Artifact) -> tuple[Artifact, Loaded[Recipe]]:
+    def _load(self, artifact: Artifact, phases: Phases) -> tuple[Artifact, Loaded[Recipe]]:
         """One version, warm. Raises before anything is read where it does not fit, and before it answers where it is
         not fit to serve.
         """
@@ -123,10 +152,14 @@ class ModelDeployment:
             memory_limit(device, gpus=self._arguments.gpus),
             what=f"{artifact.name} v{artifact.version}",
         )
+        phases.next("import")
         files = load_files(self._store, artifact, cache=node_cache(self._settings.state_dir))
+        phases.next("weights")
         model = recipe.load(files, device)
+        phases.next("load")
         narrow(model, self._arguments.dtype, what=f"{artifact.name} v{artifact.version}")
         warm_up(model)
+        phases.next("warm_up")
         return artifact, Loaded(artifact, model)
 
     def _read_keys(self) -> KeyRing:
@@ -164,6 +197,7 @@ class ModelDeployment:
         used = self._teams()
         while not self._stop.wait(WATCH_S):
             self._take_over()
+            self._metrics.tell(self._api.load, self._endpoint.counts, version=self._artifact.version)
             if self._arguments.keys and time.monotonic() - keys_at > KEYS_S:
                 keys_at = time.monotonic()
                 self._refresh_keys()
@@ -201,11 +235,12 @@ class ModelDeployment:
         if artifact.version == self._artifact.version:
             return
         begun = time.time()
-        artifact, loaded = self._load(artifact)
+        phases = Phases()
+        artifact, loaded = self._load(artifact, phases)
         self._api.take_over(loaded)
         self._artifact = artifact
         self._loaded_at = time.time()
-        self._emit("version_live", seconds=round(time.time() - begun, 3))
+        self._emit("version_live", seconds=round(time.time() - begun, 3), phases=phases.seconds)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(

@@ -1,7 +1,8 @@
 """One application's HTTP, from the request line to the access log: all that is the same whatever the model.
 
-In this order: id, key, operation, deadline, body within its limit, admission, the API's own handler. Whatever goes
-wrong is answered in one form (errors.py). Every response carries X-Request-Id and the version and digest of the model.
+In this order: id, key, operation, deadline, admission, body within its limit, the API's own handler. A request that is
+refused for load has cost no more than its headers: its body is neither read nor parsed. Whatever goes wrong is answered
+in one form (errors.py). Every response carries X-Request-Id and the version and digest of the model.
 It runs in any ASGI server as well as in a Serve replica, so the tests drive what is deployed.
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from heliostat.serve.admission import Admission
 from heliostat.serve.api import Api, Operation, Sent, identity_headers
 from heliostat.serve.errors import RequestError, model_failed
 from heliostat.serve.keys import KeyRing
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("heliostat.access")
+
+HELD = "x-heliostat-held"
+"""Set by the holding server (hold.py) on what has waited for a replica; the front takes it from everybody else."""
 
 
 @dataclass
@@ -46,10 +51,15 @@ class Counts:
     requests: int = 0
     """Those that an operation answered; not health checks, not refusals."""
     last_request_at: float = field(default_factory=time.time)  # a replica is started for a request
+    sheds: int = 0
+    """Refused for load."""
+    total_s: float = 0.0
+    """From arrival to the end of the answer, of all that were answered, together."""
     teams: dict[str, TeamUse] = field(default_factory=dict)
 
     def add(self, exchange: Exchange) -> None:
         self.requests += 1
+        self.total_s += time.monotonic() - exchange.arrived_s
         self.last_request_at = time.time()
         if exchange.caller.team:
             use = self.teams.setdefault(exchange.caller.team, TeamUse())
@@ -77,7 +87,7 @@ class Endpoint:
         self._api = api
         self._app = app
         self._keys = keys
-        self._max_queue_s = max_queue_s
+        self._admission = Admission(max_queue_s)
         self.counts = Counts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,11 +133,11 @@ class Endpoint:
         read_deadline(exchange, request.headers)
         body = b""
         if operation.method == "POST":
+            self._admit(held=HELD in request.headers)
             body = await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s)
-            self._admit()
         response = await operation.handler(Sent(body, request.headers.get("content-type", "")), exchange)
         if operation.method == "POST" and not isinstance(response, StreamingResponse):
-            self.counts.add(exchange)
+            self._count(exchange)
         return response
 
     def _find(self, method: str, path: str) -> Operation:
@@ -140,17 +150,29 @@ class Endpoint:
                 return operation
         raise RequestError(405, "wrong_method", f"{method} is not served here", f"send a {here[0].method}")
 
-    def _admit(self) -> None:
+    def _admit(self, *, held: bool) -> None:
         """Refuse by seconds of queued work: a count of requests bounds nothing where lengths differ thirty times."""
-        queued_s = self._api.queued_seconds
-        if queued_s > self._max_queue_s:
-            raise RequestError(
-                429,
-                "overloaded",
-                f"{queued_s:.1f} s of work is queued; the limit is {self._max_queue_s:g} s",
-                f"try again in {math.ceil(queued_s)} s",
-                retry_after_s=math.ceil(queued_s),
-            )
+        refusal = self._admission.refusal(self._api.load, time.monotonic(), held=held)
+        if refusal is None:
+            return
+        self.counts.sheds += 1
+        wait_s = max(1, math.ceil(refusal.queued_s))
+        raise RequestError(
+            429,
+            "overloaded",
+            f"{refusal.queued_s:.2f} s of work is queued; the limit is {refusal.limit_s:.2f} s",
+            f"try again in {wait_s} s",
+            retry_after_s=wait_s,
+        )
+
+    @property
+    def mean_request_s(self) -> float:
+        """Work of a mean request, in seconds of this replica; 0.0 before the first."""
+        return self._admission.mean_s(self._api.load)
+
+    def _count(self, exchange: Exchange) -> None:
+        self.counts.add(exchange)
+        self._admission.answered(exchange.tokens)
 
     async def _logged(
         self, stream: AsyncIterator[Any] | Any, request: Request, exchange: Exchange
@@ -162,7 +184,7 @@ class Endpoint:
                 yield chunk
             how = "200"
         finally:
-            self.counts.add(exchange)
+            self._count(exchange)
             self._log(request, exchange, how)
 
     def _log(self, request: Request, exchange: Exchange, status: str) -> None:

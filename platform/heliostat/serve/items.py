@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from starlette.responses import Response
 
+from heliostat.inference.load import Load
 from heliostat.inference.runner import Answer, Closed, Expired, Runner
 from heliostat.serve.api import Json, Loaded, Operation, Sent
 from heliostat.serve.errors import RequestError, model_failed
@@ -154,6 +155,10 @@ class ItemsApi:
     @property
     def queued_seconds(self) -> float:
         return self._service.runner.queued_seconds
+
+    @property
+    def load(self) -> Load:
+        return self._service.runner.load
 
     async def _answer(self, sent: Sent, exchange: Exchange) -> Response:
         values, single = await self._values(sent)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
+from heliostat.inference.load import Load
 from heliostat.serve.api import Json, Loaded, Operation, Sent
 from heliostat.serve.errors import RequestError, model_failed
 from heliostat.serve.items import INLINE_BYTES, ItemService, check_list, json_response
@@ -87,6 +88,10 @@ class EmbeddingsApi:
     @property
     def queued_seconds(self) -> float:
         return self._service.runner.queued_seconds
+
+    @property
+    def load(self) -> Load:
+        return self._service.runner.load
 
     async def models(self, _: Sent, exchange: Exchange) -> Response:
         return list_models(self.loaded, exchange)

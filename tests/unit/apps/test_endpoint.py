@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
+from heliostat.serve.admission import Admission
 from heliostat.serve.api import Loaded
 from heliostat.serve.keys import KeyRing, StoredKey, key_digest
 from tests.tiny_apps import Served, load_recipe, serve_recipe
@@ -192,7 +193,7 @@ def test_a_client_that_leaves_takes_its_queued_work_with_it(gate: Gate) -> None:
 
 
 def test_too_much_queued_work_is_refused_with_429_and_a_time(gate: Gate) -> None:
-    gate.served.endpoint._max_queue_s = 0.0
+    gate.served.endpoint._admission = Admission(0.0)
 
     async def test(client: httpx.AsyncClient) -> None:
         gate.released.set()

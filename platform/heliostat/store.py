@@ -44,8 +44,6 @@ CLIENT_RETRY_LIMIT = timedelta(seconds=4)
 ROUNDS = 4
 LONGEST_PAUSE_S = 4.0
 DOWNLOAD_CHUNK = 8 * 2**20
-# Of its own: a training's results follow from the global generator, and must not from the store's troubles.
-_JITTER = random.Random()
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ class Store:
                 ours = self._translate(verb, key, error)
                 if round_number == ROUNDS - 1 or not _is_temporary(error):
                     raise ours from error
-            time.sleep(_JITTER.uniform(0, min(LONGEST_PAUSE_S, 0.5 * 2**round_number)))
+            time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, 0.5 * 2**round_number)))
         raise AssertionError("the last round returns or raises")
 
     def _translate(self, verb: str, key: str, error: Exception) -> StoreError:

@@ -371,9 +371,9 @@ class _FileImage:
 
 
 def _upload(store: Store, key: str, data: bytes | memoryview) -> FileEntry:
-    """`Store.put` takes any buffer: nothing is copied on the way."""
-    store.put(key, data)  # type: ignore[arg-type]  # a memoryview is as good as bytes to the client
-    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    content = data if isinstance(data, bytes) else bytes(data)
+    store.put(key, content)
+    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _part_name(rank: int) -> str:

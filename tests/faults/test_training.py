@@ -118,7 +118,7 @@ def steps_of(platform: Platform, job: SubmittedJob) -> list[int]:
 def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tmp_path: Path) -> None:
     """The driver is started again and resumes; the training goes on while the store is away, up to its interval."""
     data = write_csv(tmp_path / "mine.csv", copies=30)
-    arguments = ["--train", str(data), "--test", str(data), "--epochs", "10", "--checkpoint-every", "10"]
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "6", "--checkpoint-every", "10"]
     job = platform.jobs.submit(JOB, arguments=arguments)
     wait_for(lambda: len(steps_of(platform, job)) >= 15, limit_s=90, why="the first steps")
     drivers = [p for p in owned_with(platform, "train_jobs.intent_classifier") if "supervise" not in p.command]
@@ -135,7 +135,7 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     assert platform.settings.state_dir is not None
     embedded.up(platform.definition, LAPTOP)
     try:
-        platform.jobs.wait(job, limit_s=150)
+        platform.jobs.wait(job, limit_s=200)
     except JobFailed as error:
         pytest.fail(f"{error}\n{platform.jobs.logs(job.job_id)[-4000:]}")
     steps = steps_of(platform, job)

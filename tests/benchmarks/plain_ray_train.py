@@ -20,6 +20,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
+from torch.nn.parallel import DistributedDataParallel
 
 
 def train(config: dict[str, Any]) -> None:
@@ -54,7 +55,8 @@ def train(config: dict[str, Any]) -> None:
             optimizer.load_state_dict(state["optimizer"])
             done = state["step"]
     model.train()
-    parallel = prepare_model(model)
+    # prepare_model looks at Ray's resources, where the GPUs of a laptop are only declared.
+    parallel = prepare_model(model) if torch.cuda.is_available() else DistributedDataParallel(model)
     if rank == 0:
         spool.emit("train_resumed" if done else "train_started", run=config["run"], attempt=attempt, step=done)
 

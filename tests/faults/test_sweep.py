@@ -16,7 +16,7 @@ from heliostat.serve import desired
 from heliostat.train import submit
 from tests.faults.test_training import write_csv
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(700)]
 TRIALS = 8
 
 
@@ -24,13 +24,13 @@ def test_eight_trials_survive_two_reclaims_and_the_best_is_published(platform: P
     data = write_csv(tmp_path / "mine.csv", copies=12)
     spec = JobSpec(entrypoint="python -m train_jobs.sweep", group="train", publishes="intent-classifier")
     arguments = ["--trials", str(TRIALS), "--at-once", "2", "--steps", "40", "--epochs", "6"]
-    arguments += ["--train", str(data), "--test", str(data), "--checkpoint-every", "5"]
+    arguments += ["--train", str(data), "--test", str(data), "--checkpoint-every", "15"]
     package = desired.package(platform.settings)
     job = submit.submit(platform.settings, "sweep", spec, arguments=arguments, package=package)
     record = embedded.read_record(platform.settings.cluster)
     assert record is not None
     rng, killed, next_at = random.Random(0), 0, 10
-    for _ in submit.wait(platform.settings, job, limit_s=360):
+    for _ in submit.wait(platform.settings, job, limit_s=600):
         events = [e for e in read_spool(platform.settings.spool) if str(e.fields.get("run", "")).startswith(job.run)]
         steps = [event for event in events if event.kind == "step"]
         if killed < 2 and len(steps) >= next_at:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from heliostat import sdk
 from heliostat.cluster import embedded, processes, reclaim
 from heliostat.cluster.nodes import set_capacity
 from heliostat.definition import JobSpec
@@ -92,7 +95,7 @@ def test_an_error_of_the_training_function_ends_the_run_at_once_with_its_own_wor
     job = submit(platform.settings, "broken", spec, package=desired.package(platform.settings))
     with pytest.raises(JobFailed, match="there is no column 'label'"):
         platform.jobs.wait(job, limit_s=120)
-    assert len(events_of(platform, job, "worker_started")) == 2  # one try of two workers
+    assert len(events_of(platform, job, "attempt")) == 1  # one try
 
 
 def wait_for(what: Callable[[], object], *, limit_s: float, why: str) -> None:
@@ -115,7 +118,7 @@ def steps_of(platform: Platform, job: SubmittedJob) -> list[int]:
 def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tmp_path: Path) -> None:
     """The driver is started again and resumes; the training goes on while the store is away, up to its interval."""
     data = write_csv(tmp_path / "mine.csv", copies=30)
-    arguments = ["--train", str(data), "--test", str(data), "--epochs", "10", "--checkpoint-every", "10"]
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "6", "--checkpoint-every", "10"]
     job = platform.jobs.submit(JOB, arguments=arguments)
     wait_for(lambda: len(steps_of(platform, job)) >= 15, limit_s=90, why="the first steps")
     drivers = [p for p in owned_with(platform, "train_jobs.intent_classifier") if "supervise" not in p.command]
@@ -131,7 +134,10 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     time.sleep(2)
     assert platform.settings.state_dir is not None
     embedded.up(platform.definition, LAPTOP)
-    platform.jobs.wait(job, limit_s=150)
+    try:
+        platform.jobs.wait(job, limit_s=200)
+    except JobFailed as error:
+        pytest.fail(f"{error}\n{platform.jobs.logs(job.job_id)[-4000:]}")
     steps = steps_of(platform, job)
     assert set(steps) == set(range(1, max(steps) + 1))
     assert len(steps) - max(steps) <= 2 * 10  # the driver's loss, and one more if the store's hit a restore
@@ -214,23 +220,18 @@ def test_a_notice_costs_no_step_and_the_node_is_left_before_the_deadline(platfor
     assert "goodput:" in platform.jobs.logs(job.job_id)
 
 
-def test_a_whole_cluster_that_was_killed_resumes_where_its_store_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HELIOSTAT_HOME", str(tmp_path / "home"))
+def test_a_whole_cluster_that_was_killed_resumes_where_its_store_is(tmp_path: Path) -> None:
+    """In a process of its own: Ray's client keeps the token of the first cluster that a process has seen."""
     data = write_csv(tmp_path / "mine.csv", copies=20)
-    arguments = ["--train", str(data), "--test", str(data), "--epochs", "6", "--checkpoint-every", "10"]
-    platform = sdk.up(LAPTOP, name="killed-whole")
-    try:
-        job = platform.jobs.submit(JOB, arguments=arguments)
-        wait_for(lambda: len(steps_of(platform, job)) >= 25, limit_s=120, why="the first steps")
-        processes.kill(owned_with(platform, ""), signal.SIGKILL)
-        platform = sdk.up(LAPTOP, name="killed-whole")
-        again = platform.jobs.submit(JOB, arguments=arguments, run=job.run)
-        trained = platform.jobs.wait(again, limit_s=150)
-        steps = steps_of(platform, job)
-        assert set(steps) == set(range(1, max(steps) + 1))
-        assert len(steps) - max(steps) <= 10
-        assert trained.metrics["accuracy"] > 0.9
-    finally:
-        platform.down()
+    script = Path(__file__).with_name("whole_cluster.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(data)],
+        env={**os.environ, "HELIOSTAT_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        timeout=270,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["steps"]) == set(range(1, max(found["steps"]) + 1))
+    assert len(found["steps"]) - max(found["steps"]) <= 10
+    assert found["accuracy"] > 0.9

@@ -40,6 +40,7 @@ STORE_PATIENCE_S = 600.0
 """How long an upload is tried again while the store fails. The training waits only when its interval is used up."""
 PARTS_LIMIT_S = 300.0
 FETCH_LIMIT = 2 * 2**30
+_JITTER = random.Random()  # not the global generator: the training's results follow from that one
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
@@ -139,7 +140,7 @@ def patiently(work: Callable[[], Result], *, what: str, warn: Callable[[str], No
             if time.monotonic() > deadline:
                 raise
             warn(f"{what} is tried again: {error}")
-        time.sleep(random.uniform(pause / 2, pause))
+        time.sleep(_JITTER.uniform(pause / 2, pause))
         pause = min(pause * 2, 5.0)
 
 
@@ -370,9 +371,9 @@ class _FileImage:
 
 
 def _upload(store: Store, key: str, data: bytes | memoryview) -> FileEntry:
-    """`Store.put` takes any buffer: nothing is copied on the way."""
-    store.put(key, data)  # type: ignore[arg-type]  # a memoryview is as good as bytes to the client
-    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    content = data if isinstance(data, bytes) else bytes(data)
+    store.put(key, content)
+    return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _part_name(rank: int) -> str:

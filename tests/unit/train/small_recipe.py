@@ -16,6 +16,7 @@ class Config:
     folder: str  # where each rank writes its losses and its final weights' digest
     stop_after: int | None = None  # leave as if told to, after this step
     freeze_rank: int | None = None
+    pause_s: float = 0.0  # of each step
     mode: str = "ddp"  # ddp | fsdp
 
 
@@ -79,6 +80,7 @@ def train(context: Any, config: Config) -> None:
         share = whole[context.rank :: context.world_size]
         noise = random.random() + float(np.random.rand()) if config.mode == "ddp" else 0.0
         loss = (parallel(share).squeeze(-1) - share.sum(-1) - 0.01 * noise).square().mean()
+        time.sleep(config.pause_s)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -12,8 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from heliostat.cluster import ports, store_server
 from heliostat.events import read_spool
+from heliostat.settings import StoreSettings, save
+from heliostat.store import Store
 from heliostat.train import keeper as keeper_module
 from heliostat.train import warm
 from heliostat.train.checkpoint import newest
@@ -30,7 +35,8 @@ def folder(tmp_path: Path, name: str) -> str:
 
 
 def losses(where: str, rank: int = 0) -> dict[int, float]:
-    lines = (Path(where) / f"losses-{rank}.jsonl").read_text().splitlines()
+    path = Path(where) / f"losses-{rank}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
     return dict(map(tuple, map(json.loads, lines)))  # type: ignore[arg-type]
 
 
@@ -113,6 +119,43 @@ def test_a_store_that_refuses_every_fifth_request_changes_nothing(
         assert bench.attempt("flaky", Config(12, flaky), workers=2, every=2)[0].kind == "done"
     assert proxy.refused >= 5
     assert losses(flaky) == losses(whole)
+
+
+def test_a_store_that_is_killed_and_comes_back_holds_up_and_loses_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = folder(tmp_path, "whole"), folder(tmp_path, "parts")
+    assert bench.attempt("whole", Config(40, whole, pause_s=0.02), workers=2)[0].kind == "done"
+    port = ports.choose("auto", preferred=None, field="test", taken=set())
+    log = tmp_path / "logs" / "store.log"
+
+    def start() -> subprocess.Popen[bytes]:
+        process = store_server.start(tmp_path / "s3", port=port, access_key="k", secret_key="s" * 8, log=log)
+        store_server.wait_ready(process, port=port, log=log)
+        return process
+
+    process = start()
+    try:
+        here = StoreSettings(
+            endpoint=f"http://127.0.0.1:{port}", bucket="own", access_key_id="k", secret_access_key=SecretStr("s" * 8)
+        )
+        bench.store = Store.connect(here)
+        bench.store.ensure_bucket()
+        save(bench.settings.model_copy(update={"store": here}), tmp_path / "settings.json")
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(bench.attempt, "parts", Config(40, parts, pause_s=0.02), workers=2, every=4)
+            while len(losses(parts)) < 12:
+                time.sleep(0.02)
+            process.kill()
+            process.wait()
+            time.sleep(3)
+            held_at = len(losses(parts))
+            process = start()
+            assert future.result(timeout=120)[0].kind == "done"
+        assert held_at < 40  # it waited rather than put more than the interval at risk
+        assert losses(parts) == losses(whole)
+    finally:
+        store_server.stop(process)
 
 
 def test_a_frozen_worker_is_a_loss_and_not_a_hang(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -56,12 +57,31 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreSetting
 
 
 @pytest.fixture
-def store(s3_server: StoreSettings) -> Store:
-    """A bucket of its own on the real server: tests see nothing of one another."""
+def store(s3_server: StoreSettings) -> Iterator[Store]:
+    """A bucket of its own on the real server: tests see nothing of one another.
+
+    It is deleted afterwards: the server keeps volumes for each bucket, and refuses to write once it has no more.
+    """
     settings = s3_server.model_copy(update={"bucket": f"test-{uuid.uuid4().hex[:16]}"})
     store = Store.connect(settings)
     store.ensure_bucket()
-    return store
+    yield store
+    _drop_bucket(settings)
+
+
+def _drop_bucket(settings: StoreSettings) -> None:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+    )
+    with contextlib.suppress(BotoCoreError, ClientError):  # a test may have deleted it, or ended the server
+        client.delete_bucket(Bucket=settings.bucket)
 
 
 @pytest.fixture

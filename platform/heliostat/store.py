@@ -367,13 +367,17 @@ class Store:
             return ObjectMissing(f"there is no object {key!r}", where=self.place)
         if _is_refused(text):
             return _unreachable(self.place)
-        if "403" in text or isinstance(error, PermissionError):
+        if _status(text) == 403 or isinstance(error, PermissionError):
             return StoreError(
                 f"the store refused to {verb} {key!r}: {_s3_code(text) or 'access denied'}",
                 where=self.place,
                 do="check the access key, its secret and its rights",
             )
-        return StoreError(f"the store failed to {verb} {key!r}: {_first_line(text)}", where=self.place)
+        return StoreError(
+            f"the store failed to {verb} {key!r}: {_first_line(text)}",
+            where=self.place,
+            do="try again; where it goes on, look at the store's log and its free space",
+        )
 
     @cached_property
     def _boto(self) -> Any:  # Any: boto3 makes its clients at run time
@@ -504,12 +508,17 @@ def _trouble(verb: str, error: Exception) -> Trouble:
         return Trouble.BROKEN  # the store forgot the upload, or its end was done and the answer lost: from the start
     if _is_refused(text):
         return Trouble.REFUSED
-    status = re.search(r"status(?: code)?: (\d{3})", text)
-    if status is not None:
-        code = int(status[1])
+    code = _status(text)
+    if code is not None:
         throttled = code == 429 or (code == 503 and "InternalError" not in text)
         return Trouble.THROTTLED if throttled else Trouble.BROKEN if code in (500, 502, 504, 503) else Trouble.FINAL
     return Trouble.BROKEN if "HTTP error" in text or "kind: Interrupted" in text else Trouble.FINAL
+
+
+def _status(text: str) -> int | None:
+    """The HTTP status that an error tells of. A number elsewhere in it may be a part of a name."""
+    found = re.search(r"status(?: code)?: (\d{3})", text)
+    return None if found is None else int(found[1])
 
 
 def _unreachable(place: str) -> StoreUnreachable:

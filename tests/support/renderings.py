@@ -18,7 +18,14 @@ from heliostat.serve.config import serve_config
 from heliostat.serve.desired import DesiredApp
 from heliostat.train.submit import job_request
 
-_PORTS = {"serve_http_min": 20000, "haproxy_metrics": 20001, "haproxy_stats": 20002}
+_PORTS = {
+    "serve_http_min": 20000,
+    "haproxy_metrics": 20001,
+    "haproxy_stats": 20002,
+    "hold": 20003,
+    "proxy": 20004,
+    "proxy_grpc": 20005,
+}
 
 
 def on_kuberay(definition: ClusterDefinition) -> dict[str, Any]:

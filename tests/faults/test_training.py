@@ -133,7 +133,6 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     assert store
     processes.kill(store, signal.SIGKILL)
     time.sleep(2)
-    assert platform.settings.state_dir is not None
     sdk.up(LAPTOP, name=platform.settings.cluster)  # finds the rest running, and starts the store again
     try:
         platform.jobs.wait(job, limit_s=200)

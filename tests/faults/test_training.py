@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from heliostat import sdk
 from heliostat.cluster import embedded, processes, reclaim
 from heliostat.cluster.nodes import set_capacity
 from heliostat.definition import JobSpec
@@ -132,8 +133,7 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     assert store
     processes.kill(store, signal.SIGKILL)
     time.sleep(2)
-    assert platform.settings.state_dir is not None
-    embedded.up(platform.definition, LAPTOP)
+    sdk.up(LAPTOP, name=platform.settings.cluster)  # finds the rest running, and starts the store again
     try:
         platform.jobs.wait(job, limit_s=200)
     except JobFailed as error:

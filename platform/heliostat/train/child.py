@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliostat.errors import StoreError, TrainingSuperseded
 from heliostat.settings import load
+from heliostat.train.checkpoint import STORE_PATIENCE_S
 from heliostat.train.context import Left, RunSpec, TrainContext
 from heliostat.train.seat import GO_ON, SAVE, WORDS, Seat
 
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 
 BEAT_S = 0.5
 JOIN_LIMIT_S = 60.0
-COLLECTIVE_LIMIT_S = 120.0
+# Above the patience with a store that is away: meanwhile rank 0 waits for it, and the others for rank 0. Peers that are
+# dead or frozen are seen long before, by the driver.
+COLLECTIVE_LIMIT_S = STORE_PATIENCE_S + 300.0
 
 
 @dataclass(frozen=True)

@@ -371,7 +371,9 @@ class Gang:
                 self._leave(attempt, "notice, and its deadline is near")
             elif not attempt.saved:
                 attempt.saved = True
-                attempt.places[0].actor.tell.remote("save")  # at once: a deadline is the cloud's best guess
+                attempt.places[0].actor.tell.remote(
+                    attempt.name, "save"
+                )  # at once: a deadline is the cloud's best guess
         elif ready > len(attempt.places):
             self._leave(attempt, f"growing from {len(attempt.places)} to {ready} workers")
 
@@ -379,7 +381,7 @@ class Gang:
         attempt.leaving = why
         self._emit("leave", why=why)
         for place in attempt.places:
-            place.actor.tell.remote("leave")
+            place.actor.tell.remote(attempt.name, "leave")
 
     def _bury(self, attempt: _Attempt) -> None:
         """Find the keepers that are gone, without waiting until Ray declares their node dead."""
@@ -408,7 +410,7 @@ class Gang:
     def _stop_all(self, attempt: _Attempt) -> None:
         for place in attempt.places:
             if place in self._places:
-                place.actor.stop.remote()
+                place.actor.stop.remote(attempt.name)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(kind, run=self._spec.run, **self._spec.tags, **fields)

@@ -36,6 +36,7 @@ class Keeper:
         self._listener = socket.create_server((address, 0))
         self._about = About(context.get_node_id(), address, self._listener.getsockname()[1])
         self._process: TrainingProcess | None = None
+        self._attempt = ""
         self._progress: dict[str, float] = {}
         self._lock = threading.Lock()
         warm.ensure(self._about.node_id, belongs_to=os.getppid())
@@ -56,7 +57,7 @@ class Keeper:
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         process = warm.start(self._about.node_id, warm.Start(MAIN, env, str(Path.cwd()), list(sys.path)), order)
         with self._lock:
-            self._process, self._progress = process, {}
+            self._process, self._attempt, self._progress = process, seat.attempt, {}
         with contextlib.suppress(ChannelClosed):
             process.channel.send(asdict(seat))
             if seat.rank == 0 and seat.world_size > 1:
@@ -73,19 +74,21 @@ class Keeper:
             process.channel.send({"address": [host, port]})
         return self._follow(process)
 
-    def tell(self, word: str) -> None:
-        """Pass "save" or "leave" on to the training process."""
+    def tell(self, attempt: str, word: str) -> None:
+        """Pass "save" or "leave" on to the attempt's training process."""
         process = self._process
-        if process is not None:
+        if process is not None and self._attempt == attempt:
             with contextlib.suppress(ChannelClosed):
                 process.channel.send({"word": word})
 
     def progress(self) -> dict[str, float]:
         return self._progress
 
-    def stop(self) -> None:
-        """SIGKILL the training process, if there is one."""
+    def stop(self, attempt: str | None = None) -> None:
+        """SIGKILL the training process, if there is one; of that attempt only, as calls may overtake each other."""
         with self._lock:
+            if attempt is not None and self._attempt != attempt:
+                return
             process, self._process = self._process, None
         if process is not None:
             process.kill()

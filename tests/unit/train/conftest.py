@@ -28,7 +28,7 @@ class LocalKeeper(Keeper):
 
     def __init__(self, node: str) -> None:
         self._about = About(node, "127.0.0.1", 0)
-        self._process = None
+        self._process, self._attempt = None, ""
         self._progress = {}
         self._lock = threading.Lock()
         warm.ensure(node, belongs_to=os.getpid())

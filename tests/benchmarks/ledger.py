@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from heliostat.events import Event
+from heliostat.meter.cells import HOUR
 from heliostat.meter.facts import (
     SECOND,
     Facts,
@@ -43,10 +44,11 @@ from heliostat.meter.facts import (
     Use,
     facts_of,
 )
-from heliostat.meter.fold import HOUR, State, fold
+from heliostat.meter.fold import fold
 from heliostat.meter.ledger import dump_state, from_parquet, load_state, table_of, to_parquet
 from heliostat.meter.prices import GpuPrice
 from heliostat.meter.report import report
+from heliostat.meter.state import State
 
 DAY = 24 * HOUR
 START = 1_767_225_600 * SECOND  # 2026-01-01
@@ -193,7 +195,9 @@ class World:
             np.concatenate([np.repeat(np.arange(3), windows), np.full(windows, -1)]),
         )
 
-    def _add(self, unit: str, at: np.ndarray, use: np.ndarray, span: np.ndarray, step: np.ndarray, team: np.ndarray) -> None:
+    def _add(
+        self, unit: str, at: np.ndarray, use: np.ndarray, span: np.ndarray, step: np.ndarray, team: np.ndarray
+    ) -> None:
         self.columns.append((np.full(len(at), len(self.units)), at, use, span, step, team))
         self.units.append(unit)
 

@@ -12,7 +12,7 @@ there are many; nodes and seats are records, for there are few.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
@@ -132,9 +132,28 @@ class Marks:
             for i, at, unit, use, span, step, team in rows
         ]
         columns = list(zip(*found, strict=True)) or [()] * 7
-        kinds = (np.uint64, np.int64, np.int32, np.int8, np.int64, np.int64, np.int32)
-        arrays = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
-        return cls(*arrays, units=tuple(units), teams=tuple(list(teams)[1:]))
+        return cls.from_columns(
+            [np.array(column, dtype=kind) for column, kind in zip(columns, _KINDS, strict=True)],
+            units=tuple(units),
+            teams=tuple(list(teams)[1:]),
+        )
+
+    @classmethod
+    def from_columns(cls, columns: Sequence[NDArray[Any]], *, units: tuple[str, ...], teams: tuple[str, ...]) -> Marks:
+        """From the seven in order."""
+        number, at, unit, use, span, step, team = columns
+        return cls(number, at, unit, use, span, step, team, units, teams)
+
+    @property
+    def columns(self) -> list[NDArray[Any]]:
+        return [self.id, self.at, self.unit, self.use, self.span, self.step, self.team]
+
+    def pick(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> Marks:
+        """Those marks, in that order."""
+        return Marks.from_columns([column[which] for column in self.columns], units=self.units, teams=self.teams)
+
+
+_KINDS = (np.uint64, np.int64, np.int32, np.int8, np.int64, np.int64, np.int32)
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,7 @@ class Facts:
     seats: tuple[SeatFact, ...] = ()
     marks: Marks = field(default_factory=lambda: Marks.of(()))
     samples: Samples = field(default_factory=lambda: Samples.of(()))
+    unread: int = 0  # events of a known kind that lack what their kind must tell
 
 
 # --- from events
@@ -179,13 +199,18 @@ def facts_of(events: Iterable[Event], *, start: int = 0, end: int = 2**62) -> Fa
     made = _Made()
     for event in events:
         reader = _READERS.get(event.kind)
-        if reader is not None:
+        if reader is None:
+            continue
+        try:
             reader(made, event)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            made.unread += 1  # of another release, or not ours: the rest must still be counted
     return Facts(
         tuple(fact for fact in made.nodes if start <= fact.at < end),
         tuple(fact for fact in made.seats if start <= fact.at < end),
         Marks.of(row for row in made.marks if start <= row[1] < end),
         Samples.of(row for row in made.samples if start <= row[0] < end),
+        made.unread,
     )
 
 
@@ -195,6 +220,7 @@ class _Made:
     seats: list[SeatFact] = field(default_factory=list)
     marks: list[tuple[int, int, str, Use, int, int, str]] = field(default_factory=list)
     samples: list[tuple[int, str, float]] = field(default_factory=list)
+    unread: int = 0
 
     def full(self, event: Event, unit: str, use: Use, *, step: int = -1) -> None:
         self.marks.append((event_number(event.id), _time(event), unit, use, -1, step, ""))

@@ -31,7 +31,8 @@ from heliostat.store import ObjectInfo, Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from heliostat.meter.fold import Entries, State
+    from heliostat.meter.fold import Entries
+    from heliostat.meter.state import State
 
 FOLDER = "ledger"
 DAY_US = 86_400_000_000
@@ -74,7 +75,8 @@ def update(store: Store, *, now: float, progress: Callable[[str], None] = lambda
     folded = 0
     for day in _days(first, last):
         inputs = [info for info in segments if _may_tell_of(info, day)]
-        folded += _bring_up(store, day, inputs, memory, chain, newest.get(day), until=min(_start(day + _DAY), _us(now)))
+        until = min(_start(day + _DAY), _us(now))
+        folded += _bring_up(store, day, inputs, memory, chain, newest.get(day), until=until, progress=progress)
         if folded and (day - first).days % 10 == 9:
             progress(f"folded up to {day}")
     return folded
@@ -203,7 +205,7 @@ class _Chain:
     """The state at the end of the day before; read from the store only when a day is folded from it."""
 
     def __init__(self, store: Store) -> None:
-        from heliostat.meter.fold import State
+        from heliostat.meter.state import State
 
         self._store = store
         self._state: State | None = State()
@@ -230,6 +232,7 @@ def _bring_up(
     newest: DayEntry | None,
     *,
     until: int,
+    progress: Callable[[str], None],
 ) -> bool:
     """Whether the day had to be folded."""
     from heliostat.meter.facts import facts_of
@@ -241,13 +244,17 @@ def _bring_up(
         return False
     start = _start(day)
     facts = facts_of(memory.events(inputs), start=start, end=until)
+    if facts.unread:
+        progress(f"warning: {facts.unread} events of {day} lack what their kind must tell, and are left out")
     entries, state = fold(chain.state(), facts, until=until)
     if newest is None and not chain.digest and not len(entries.hour) and not state.nodes:
         return False  # before the first node
     number = 1 if newest is None else newest.number + 1
     entry = _write(store, day, number, entries, state, listed=listed, state_in=chain.digest)
     if entry is None:  # another process has written this number: what it knew may be more, or less
-        return _bring_up(store, day, inputs, memory, chain, _read_entry(store, day, number), until=until)
+        return _bring_up(
+            store, day, inputs, memory, chain, _read_entry(store, day, number), until=until, progress=progress
+        )
     chain.take(entry, state)
     return True
 
@@ -341,15 +348,13 @@ def dump_state(state: State) -> bytes:
 
 def load_state(data: bytes) -> State:
     from heliostat.meter.facts import Owner, Place, Use
-    from heliostat.meter.fold import NodeState, Seat, State
+    from heliostat.meter.state import NodeState, Seat, State
 
     value = json.loads(data)
 
     def seat(given: dict[str, Any]) -> Seat:  # Any: JSON
         steady = given["steady"]
-        return Seat(
-            **{**given, "owner": Owner(**given["owner"]), "steady": None if steady is None else Use(steady)}
-        )
+        return Seat(**{**given, "owner": Owner(**given["owner"]), "steady": None if steady is None else Use(steady)})
 
     return State(
         {name: NodeState(**{**node, "place": Place(**node["place"])}) for name, node in value["nodes"].items()},
@@ -359,5 +364,3 @@ def load_state(data: bytes) -> State:
         {run: (step, at) for run, (step, at) in value["reached"].items()},
         value["until"],
     )
-
-

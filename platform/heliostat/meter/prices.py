@@ -1,4 +1,4 @@
-"""What a GPU costs an hour: by instance, market, zone and hour. Pure; prices are passed in, each with source and date."""
+"""What a GPU costs an hour: by instance, market, zone and hour. Prices are passed in, each with source and date."""
 
 from __future__ import annotations
 
@@ -88,9 +88,7 @@ def _price(row: dict[str, str]) -> GpuPrice:
     if not row["source"] or not row["date"]:
         raise ValueError("no source or no date")
     date.fromisoformat(row["date"])
-    return GpuPrice(
-        row["instance"], row["market"], usd, row["source"], row["date"], row["zone"], _hour(row["since"])
-    )
+    return GpuPrice(row["instance"], row["market"], usd, row["source"], row["date"], row["zone"], _hour(row["since"]))
 
 
 def _hour(text: str) -> int:

@@ -55,14 +55,11 @@ class Report:
 
 def report(rows: pa.Table, *, by: Sequence[str] = ("group", "market"), prices: Sequence[GpuPrice] = ()) -> Report:
     """The rows by those dimensions, the largest first (days in order). Raises UsageError for an unknown dimension."""
-    unknown = [name for name in by if name not in BY]
-    if unknown or len(set(by)) < len(by):
-        raise UsageError(f"cannot report by {', '.join(unknown or by)}", do=f"each once of: {', '.join(BY)}")
+    check_dimensions(by)
     table = _with_money(_with_keys(rows, by), prices)
     sums = table.group_by([*by, "use"]).aggregate([(name, "sum") for name in ("gpu_seconds", "usd", "unpriced")])
     lines = _lines(sums.to_pylist(), by)
-    used = {(row["instance"], row["market"]) for row in rows.select(["instance", "market"]).group_by(
-        ["instance", "market"]).aggregate([]).to_pylist()}
+    used = {(place.instance, place.market) for place in places(rows)}
     return Report(
         tuple(by),
         tuple(sorted(lines, key=lambda line: _place_in_report(by, line))),
@@ -71,9 +68,25 @@ def report(rows: pa.Table, *, by: Sequence[str] = ("group", "market"), prices: S
     )
 
 
+def check_dimensions(by: Sequence[str]) -> None:
+    """Raises UsageError with those that there are."""
+    unknown = [name for name in by if name not in BY]
+    if unknown or len(set(by)) < len(by) or not by:
+        raise UsageError(
+            f"cannot report by {', '.join(unknown or by) or 'nothing'}", do=f"each once of: {', '.join(BY)}"
+        )
+
+
+def places(rows: pa.Table) -> list[Place]:
+    """All that occur in the rows."""
+    distinct = rows.group_by(list(PLACE_COLUMNS)).aggregate([]).to_pylist()
+    return [Place(**{name: row[name] for name in PLACE_COLUMNS}) for row in distinct]
+
+
 def _place_in_report(by: Sequence[str], line: Line) -> tuple[Any, ...]:  # Any: texts, then a number
     days = [key or "" for name, key in zip(by, line.keys, strict=True) if name == "day"]
-    return (*days, -line.held, tuple(key or "" for key in line.keys))
+    nobody = not any(line.keys)
+    return (*days, nobody, -line.held, tuple(key or "" for key in line.keys))
 
 
 def _with_keys(rows: pa.Table, by: Sequence[str]) -> pa.Table:
@@ -172,8 +185,12 @@ def to_json(made: Report) -> dict[str, Any]:  # Any: JSON
             "overlap_gpu_seconds": each.overlap_gpu_seconds,
         }
 
-    return {"by": list(made.by), "lines": [line(each) for each in made.lines], "total": line(made.total),
-            "prices": list(made.prices)}
+    return {
+        "by": list(made.by),
+        "lines": [line(each) for each in made.lines],
+        "total": line(made.total),
+        "prices": list(made.prices),
+    }
 
 
 def to_csv(made: Report) -> str:
@@ -181,8 +198,9 @@ def to_csv(made: Report) -> str:
     used = columns(made)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*made.by, "held_gpu_seconds", *(f"{use}_gpu_seconds" for use in used), "usd",
-                     "unpriced_gpu_seconds"])
+    writer.writerow(
+        [*made.by, "held_gpu_seconds", *(f"{use}_gpu_seconds" for use in used), "usd", "unpriced_gpu_seconds"]
+    )
     for line in made.lines:
         figures = [line.held, *(line.gpu_seconds.get(use, 0.0) for use in used), line.usd, line.unpriced_gpu_seconds]
         writer.writerow([*(key or "" for key in line.keys), *(f"{figure:.6f}" for figure in figures)])

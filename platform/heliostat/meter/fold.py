@@ -126,9 +126,30 @@ def _take_seats(
         holding[seat.unit].discard(slot)
         done.append(replace(seat, closed=max(at, seat.opened)))
 
+    def close_all(end: tuple[int, str]) -> None:
+        for slot in [slot for slot, seat in active.items() if seat.node == end[1]]:
+            close(slot, end[0])
+
+    def open_(fact: SeatFact) -> None:
+        name = names.get(fact.node, fact.node)
+        node = nodes.get(name)
+        if node is None or not node.started <= fact.at < min(node.stopping, node.ended):
+            return  # on a node that was not there
+        if not holding.get(fact.unit):
+            openings.append((fact.unit, fact.at))
+        if fact.slot in active:
+            close(fact.slot, fact.at)
+        active[fact.slot] = Seat(fact.unit, fact.slot, name, fact.gpus, fact.owner, fact.at, steady=fact.steady)
+        holding.setdefault(fact.unit, set()).add(fact.slot)
+
+    gone = [(min(node.stopping, node.ended), name) for name, node in nodes.items()]
+    ends = iter(sorted(end for end in gone if end[0] < NEVER))
+    next_end = next(ends, None)
     # What ends comes before what begins at the same instant.
     for fact in sorted(set(facts), key=lambda f: (f.at, f.what == "open", f.what, f.id)):
-        node = names.get(fact.node, fact.node)
+        while next_end is not None and next_end[0] <= fact.at:
+            close_all(next_end)
+            next_end = next(ends, None)
         if fact.what == "end":
             for slot in sorted(holding.get(fact.unit, ())):
                 close(slot, fact.at)
@@ -136,12 +157,9 @@ def _take_seats(
             if fact.slot in active and active[fact.slot].unit == fact.unit:
                 close(fact.slot, fact.at)
         else:
-            if not holding.get(fact.unit):
-                openings.append((fact.unit, fact.at))
-            if fact.slot in active:
-                close(fact.slot, fact.at)
-            active[fact.slot] = Seat(fact.unit, fact.slot, node, fact.gpus, fact.owner, fact.at, steady=fact.steady)
-            holding.setdefault(fact.unit, set()).add(fact.slot)
+            open_(fact)
+    for end in [] if next_end is None else [next_end, *ends]:
+        close_all(end)
     return done + list(active.values()), openings
 
 
@@ -516,11 +534,8 @@ def _next_state(
         told = max(each.start, since.get(each.seat.unit, each.start))
         if each.seat.steady is None and told < each.end and until - each.end < PENDING_LIMIT:
             kept.append(replace(each.seat, opened=told, closed=each.end, gpus=each.gpus, final=True))
-    for seat in seats:
-        node = nodes.get(seat.node)
-        ended = node is not None and (node.ended < NEVER or node.stopping < NEVER)
-        if seat.closed == NEVER and not ended and (node is not None or until - seat.opened < PENDING_LIMIT):
-            kept.append(seat)
+    kept += [seat for seat in seats if seat.closed == NEVER]
+    in_use = {seat.unit for seat in kept}
     occupied = {seat.node for seat in kept}
     alive = {}
     for name, node in nodes.items():
@@ -528,7 +543,6 @@ def _next_state(
             when, held_unknown = unknown.get(name, (-1, 0.0))
             known = held_unknown if when == node.sampled_at >= 0 else node.unknown
             alive[name] = replace(node, counted=horizon[name], unknown=known)
-    in_use = {seat.unit for seat in kept}
     return State(
         alive,
         tuple(kept),

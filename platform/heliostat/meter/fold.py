@@ -171,12 +171,15 @@ def _of_ready_nodes(samples: Samples, nodes: Mapping[str, NodeState]) -> Samples
 
 def _last_samples(nodes: Mapping[str, NodeState], samples: Samples) -> dict[str, NodeState]:
     """Of what was said twice of one instant the lower figure counts, here and in `_evidence`."""
-    order = np.lexsort((-samples.free, samples.at, samples.node))
-    node, at, free = samples.node[order], samples.at[order], samples.free[order]
-    last = np.flatnonzero(np.append(node[1:] != node[:-1], True)) if len(node) else np.zeros(0, dtype=np.int64)
+    last = np.full(len(samples.nodes), -1, dtype=np.int64)
+    np.maximum.at(last, samples.node, samples.at)
+    newest = np.flatnonzero(samples.at == last[samples.node])
+    free = np.full(len(samples.nodes), np.inf)
+    np.minimum.at(free, samples.node[newest], samples.free[newest])
     return {
-        samples.nodes[code]: replace(nodes[samples.nodes[code]], sampled_at=when, free=said, unknown=None)
-        for code, when, said in zip(node[last].tolist(), at[last].tolist(), free[last].tolist(), strict=True)
+        name: replace(nodes[name], sampled_at=at, free=said, unknown=None)
+        for name, at, said in zip(samples.nodes, last.tolist(), free.tolist(), strict=True)
+        if at >= 0
     }
 
 
@@ -477,10 +480,7 @@ def _evidence(
     inside = lane >= 0
     inside[inside] = (samples.at[inside] >= low[lane[inside]]) & (samples.at[inside] < high[lane[inside]])
     lane, at, free = lane[inside], samples.at[inside], samples.free[inside]
-    order = np.lexsort((free, at, lane))
-    lane, at, free = lane[order], at[order], free[order]
-    fresh = np.append(True, (lane[1:] != lane[:-1]) | (at[1:] != at[:-1])) if len(at) else np.zeros(0, dtype=bool)
-    lane, at, free = lane[fresh], at[fresh], free[fresh]
+    lane, at, free = _by_instant(lane, at, free)
     unknown = _unknown(left[cells.find(lane, at)], free)
     # What was known before the first sample of this fold.
     endless = np.array([node.sampled_at < 0 for node in known])
@@ -506,6 +506,18 @@ def _evidence(
     end = np.flatnonzero(np.append(lane[1:] != lane[:-1], True))
     last = {lanes[lane[i]]: (int(at[i]), float(unknown[i])) for i in end if not endless[i]}
     return which, cell, told, unknown, last
+
+
+def _by_instant(lane: Ints, at: Ints, free: Floats) -> tuple[Ints, Ints, Floats]:
+    """By lane and time, each instant once."""
+    if not len(at):
+        return lane, at, free
+    base = at.min()
+    key = (lane << int(at.max() - base).bit_length()) + (at - base)
+    order = np.argsort(key)
+    key = key[order]
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
+    return lane[order][first], at[order][first], np.minimum.reduceat(free[order], first)
 
 
 def _unknown(left: Floats, free: Floats) -> Floats:

@@ -59,6 +59,9 @@ GPUS = 8.0
 GANGS, GANG = 20, 4
 SERVING, FREE = 40, 5
 SAMPLE_S = 60
+WINDOWS_A_DAY = 48  # of each of 80 replicas, four marks each
+# What is left for steps, a hundredth of all being duplicates.
+STEPS_A_DAY = (EVENTS_A_DAY * 100 // 101 - (GANGS * GANG + SERVING + FREE) * 1440 - 80 * 4 * WINDOWS_A_DAY) // GANGS
 TEAMS = ("search", "support", "ads")
 PLACES = {
     "train": Place("train", "spot", "p4d.24xlarge", "a"),
@@ -118,12 +121,11 @@ class World:
         begin = START + number * DAY
         if number == 0:
             self._first(begin)
-        per_unit = (EVENTS_A_DAY - (GANGS * GANG + SERVING + FREE) * DAY // SECOND // SAMPLE_S) // (GANGS + 3 * SERVING)
         for gang in range(GANGS):
-            self._train(gang, begin, per_unit, draw)
+            self._train(gang, begin, STEPS_A_DAY, draw)
         for node in range(SERVING):
             for replica, _ in replicas(node):
-                self._serve(replica, begin, max(48, per_unit // 4), draw)
+                self._serve(replica, begin, WINDOWS_A_DAY, draw)
         samples = self._samples(begin, draw)
         if number == self.days - 1:
             for name in list(self.truth.started):

@@ -247,8 +247,8 @@ def _bring_up(
     if facts.unread:
         progress(f"warning: {facts.unread} events of {day} lack what their kind must tell, and are left out")
     entries, state = fold(chain.state(), facts, until=until)
-    if newest is None and not chain.digest and not len(entries.hour) and not state.nodes:
-        return False  # before the first node
+    if newest is None and not len(entries.hour) and not state.nodes:
+        return False  # no node at all: such a day has no entry, and the next one goes on from the day before it
     number = 1 if newest is None else newest.number + 1
     entry = _write(store, day, number, entries, state, listed=listed, state_in=chain.digest)
     if entry is None:  # another process has written this number: what it knew may be more, or less

@@ -192,12 +192,12 @@ class Platform:
         """
         from heliostat.meter import ledger
         from heliostat.meter.prices import from_catalogue, read_prices
-        from heliostat.meter.report import check_dimensions, places, report
+        from heliostat.meter.report import check_dimensions, columns_of, places, report
 
         check_dimensions(by)
         given = None if prices is None else read_prices(prices)
         ledger.update(self.store, now=time.time(), progress=progress)
-        rows = ledger.read(self.store, since=since, until=until)
+        rows = ledger.read(self.store, since=since, until=until, columns=columns_of(by))
         return report(rows, by=by, prices=from_catalogue(places(rows)) if given is None else given)
 
     def down(self) -> int:

@@ -96,16 +96,21 @@ def newest_entries(store: Store) -> dict[date, DayEntry]:
         return {entry.day: entry for entry in found}
 
 
-def read(store: Store, *, since: date | None = None, until: date | None = None) -> pa.Table:
-    """Every row whose hour lies in the days from `since` to `until`, both included, in the form of `table_of`."""
+def read(
+    store: Store, *, since: date | None = None, until: date | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Every row whose hour lies in the days from `since` to `until`, both included, in the form of `table_of`.
+
+    `columns`: those of it alone, "hour" among them; a report says which it needs (`report.columns_of`).
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     # The rows of a day's hours are in its own entry, and moved ones in later entries.
     wanted = [entry for day, entry in sorted(newest_entries(store).items()) if since is None or day >= since]
     with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
-        parts = list(pool.map(lambda entry: _read_rows(store, entry.manifest), wanted))
-    rows = pa.concat_tables([empty_table(), *parts]).unify_dictionaries()
+        parts = list(pool.map(lambda entry: _read_rows(store, entry.manifest, columns), wanted))
+    rows = pa.concat_tables([empty_table(columns), *parts]).unify_dictionaries()
     for limit, compare in ((since, pc.greater_equal), (until and until + _DAY, pc.less)):
         if limit is not None:
             rows = rows.filter(compare(rows["hour"], _start(limit) // (DAY_US // 24)))
@@ -134,16 +139,17 @@ def corrections(store: Store, day: date) -> list[pa.Table]:
 # --- rows as a table
 
 
-def _schema() -> pa.Schema:
+def _schema(columns: Sequence[str] | None = None) -> pa.Schema:
     import pyarrow as pa
 
     text = pa.dictionary(pa.int32(), pa.string())
     names = (*PLACE_COLUMNS, *OWNER_COLUMNS, "use")
-    return pa.schema([("hour", pa.int64()), *((name, text) for name in names), ("gpu_seconds", pa.float64())])
+    fields = [("hour", pa.int64()), *((name, text) for name in names), ("gpu_seconds", pa.float64())]
+    return pa.schema([field for field in fields if columns is None or field[0] in columns])
 
 
-def empty_table() -> pa.Table:
-    return _schema().empty_table()
+def empty_table(columns: Sequence[str] | None = None) -> pa.Table:
+    return _schema(columns).empty_table()
 
 
 def table_of(entries: Entries) -> pa.Table:
@@ -172,13 +178,15 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def from_parquet(data: bytes) -> pa.Table:
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [*PLACE_COLUMNS, *OWNER_COLUMNS, "use"]
+    schema = _schema(columns)
+    texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     # One thread: many files are read at once.
-    return pq.read_table(pa.BufferReader(data), read_dictionary=names, use_threads=False).cast(_schema())
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
+    return file.read(columns=schema.names, use_threads=False).cast(schema)
 
 
 # --- one day
@@ -299,8 +307,8 @@ def _entry(day: date, number: int, manifest: Manifest) -> DayEntry:
     return DayEntry(day, number, manifest, **body)
 
 
-def _read_rows(store: Store, manifest: Manifest) -> pa.Table:
-    return from_parquet(read_file(store, manifest, _ROWS))
+def _read_rows(store: Store, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Table:
+    return from_parquet(read_file(store, manifest, _ROWS), columns)
 
 
 def _manifest_key(day: date, number: int) -> str:

@@ -77,6 +77,13 @@ def check_dimensions(by: Sequence[str]) -> None:
         )
 
 
+def columns_of(by: Sequence[str]) -> tuple[str, ...]:
+    """The ledger's columns that a report by those dimensions needs."""
+    own = {"job": ("kind", "name"), "app": ("kind", "name"), "day": ()}
+    needed = [column for name in by for column in own.get(name, (name,))]
+    return tuple(dict.fromkeys(["hour", *PLACE_COLUMNS, *needed, "use", "gpu_seconds"]))
+
+
 def places(rows: pa.Table) -> list[Place]:
     """All that occur in the rows."""
     distinct = rows.group_by(list(PLACE_COLUMNS)).aggregate([]).to_pylist()

@@ -19,7 +19,7 @@ from heliostat.meter.facts import Owner, Place, Use
 from heliostat.meter.fold import Entries
 from heliostat.meter.ledger import from_parquet, table_of, to_parquet
 from heliostat.meter.prices import GpuPrice, from_catalogue, hourly, read_prices
-from heliostat.meter.report import places, report, to_csv, to_json
+from heliostat.meter.report import columns_of, places, report, to_csv, to_json
 from heliostat.show import plain
 
 SPOT = Place("train", "spot", "g5.xlarge", "a")
@@ -98,6 +98,12 @@ def test_an_unknown_dimension_is_refused_with_those_that_there_are(by: list[str]
 
 def test_a_table_comes_back_from_parquet_as_it_was() -> None:
     assert from_parquet(to_parquet(TABLE)).to_pylist() == TABLE.to_pylist()
+
+
+@pytest.mark.parametrize("by", [["team"], ["job", "day"], ["user", "market"]])
+def test_a_report_needs_only_the_columns_it_names(by: list[str]) -> None:
+    some = from_parquet(to_parquet(TABLE), columns_of(by))
+    assert report(some, by=by, prices=PRICES) == report(TABLE, by=by, prices=PRICES)
 
 
 def test_csv_columns_add_up_to_the_total() -> None:

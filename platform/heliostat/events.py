@@ -103,6 +103,11 @@ def read_events(store: Store, *, since: datetime | None = None) -> list[Event]:
     return events if since is None else [event for event in events if event.time_s >= since.timestamp()]
 
 
+def read_segment(store: Store, key: str) -> list[Event]:
+    """Every whole event of one segment, in the order in which they were told."""
+    return list(_parse(_whole_lines(store.get(key).data)))
+
+
 def _ship_file(store: Store, path: Path) -> int:
     noted = path.with_suffix(_OFFSET)
     offset, sequence = map(int, noted.read_text().split()) if noted.exists() else (0, 0)

@@ -15,10 +15,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from types import EllipsisType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from heliostat import flow
 from heliostat.cluster import embedded, reclaim
@@ -69,6 +70,9 @@ from heliostat.store import Store
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
 from heliostat.train.submit import JobRow, SubmittedJob
+
+if TYPE_CHECKING:
+    from heliostat.meter.report import Report
 
 Progress = Callable[[str], None]
 KEEP = Retention()
@@ -171,6 +175,30 @@ class Platform:
     def cost(self) -> tuple[list[GroupUse], list[StepCount]]:
         events = self.events()
         return reckon(events, now=time.time()), count_steps(events)
+
+    def cost_report(
+        self,
+        by: Sequence[str] = ("group", "market"),
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        prices: Path | None = None,
+        progress: Progress = lambda _: None,
+    ) -> Report:
+        """GPU-seconds by class and their price, by those dimensions, over days in UTC, both included.
+
+        The ledger is brought up to now first. `prices` is a file as heliostat.meter.prices.read_prices takes it; else
+        the catalogue's prices count.
+        """
+        from heliostat.meter import ledger
+        from heliostat.meter.prices import from_catalogue, read_prices
+        from heliostat.meter.report import check_dimensions, columns_of, places, report
+
+        check_dimensions(by)
+        given = None if prices is None else read_prices(prices)
+        ledger.update(self.store, now=time.time(), progress=progress)
+        rows = ledger.read(self.store, since=since, until=until, columns=columns_of(by))
+        return report(rows, by=by, prices=from_catalogue(places(rows)) if given is None else given)
 
     def down(self) -> int:
         """End every process of this cluster. Returns how many there were."""

@@ -9,11 +9,12 @@ import typer
 
 from heliostat.cli import apply as on_kubernetes
 from heliostat.cli import render as rendering
+from heliostat.cli.cost import cost
 from heliostat.cli.model import model
 from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
 from heliostat.cli.rehearse import job_rehearse
-from heliostat.show import print_cost, print_json, print_progress, print_table
+from heliostat.show import print_json, print_progress, print_table
 
 app = typer.Typer(
     help="One Ray cluster as a GPU platform: training on spot, serving on demand.",
@@ -23,7 +24,6 @@ app = typer.Typer(
 )
 job = typer.Typer(help="Training jobs on the spot groups.", no_args_is_help=True)
 apps = typer.Typer(help="Serving applications and their releases.", no_args_is_help=True)
-cost = typer.Typer(help="Where the GPU-seconds went.", no_args_is_help=True)
 chaos = typer.Typer(help="Faults on purpose, on an embedded cluster.", no_args_is_help=True)
 for name, group in (("plan", plan), ("job", job), ("model", model), ("app", apps), ("cost", cost), ("chaos", chaos)):
     app.add_typer(group, name=name)
@@ -220,18 +220,6 @@ def app_rollback(
 
     alias = Platform.connect(cluster).apps.rollback(name, why=why)
     print_progress(f"{name} serves v{alias.version}")
-
-
-@cost.command("report")
-def cost_report(cluster: Cluster = None, json: Json = False) -> None:
-    """GPU-seconds by worker group and market: held, starting, working, idle."""
-    from heliostat.sdk import Platform
-
-    groups, steps = Platform.connect(cluster).cost()
-    if json:
-        print_json({"groups": groups, "steps": steps})
-    else:
-        print_cost(groups, steps)
 
 
 @chaos.command("reclaim")

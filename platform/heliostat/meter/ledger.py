@@ -1,0 +1,374 @@
+"""The ledger in the store: GPU-seconds by hour, place, owner and class, folded day by day from the events.
+
+    ledger/<day>/<number>.json               manifest of an entry (heliostat.commit): the day, as known when it was made
+    ledger/<day>/<attempt>/entries.parquet   its rows
+    ledger/<day>/<attempt>/state.json        what is open at its end, where the next day begins
+
+Entries are never changed. The newest of a day counts; what came late, or was told otherwise since, is in it and not in
+those before, which stay as the record of what was believed. So a day can be folded any number of times, by any number
+of processes, killed at any line, and nothing counts twice. A row may lie in an hour of the day before: what could not
+be told by midnight is unexplained there until the next day's entry moves it, with a minus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from heliostat.commit import Manifest, commit, read_file, read_manifest
+from heliostat.errors import CorruptArtifact, ObjectExists
+from heliostat.events import CLOCK_MARGIN, Event, read_segment
+from heliostat.store import ObjectInfo, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from heliostat.meter.fold import Entries
+    from heliostat.meter.state import State
+
+FOLDER = "ledger"
+DAY_US = 86_400_000_000
+READERS = 16
+_ROWS = "entries.parquet"
+_STATE = "state.json"
+_DAY = timedelta(days=1)
+
+OWNER_COLUMNS = ("kind", "name", "team", "project", "version", "user")
+PLACE_COLUMNS = ("group", "market", "instance", "zone")
+
+
+@dataclass(frozen=True)
+class DayEntry:
+    """The newest entry of a day."""
+
+    day: date
+    number: int
+    manifest: Manifest
+    listed: str  # digest of the segments it was folded from
+    state_in: str  # digest of the state it began with
+    state_out: str
+    until: int  # microseconds since the epoch
+    lifetime: float  # node GPU-seconds
+    total: float  # GPU-seconds of all classes
+
+
+def update(store: Store, *, now: float, progress: Callable[[str], None] = lambda _: None) -> int:
+    """Fold what is new, up to `now` in seconds since the epoch; returns how many days were folded.
+
+    Repeating it, or killing it, does no harm.
+    """
+    segments = store.list("events/")
+    if not segments:
+        return 0
+    newest = newest_entries(store)
+    first, last = min(_segment_day(info.key) for info in segments) - _DAY, datetime.fromtimestamp(now, UTC).date()
+    memory = _Segments(store)
+    chain = _Chain(store)
+    folded = 0
+    for day in _days(first, last):
+        inputs = [info for info in segments if _may_tell_of(info, day)]
+        until = min(_start(day + _DAY), _us(now))
+        folded += _bring_up(store, day, inputs, memory, chain, newest.get(day), until=until, progress=progress)
+        if folded and (day - first).days % 10 == 9:
+            progress(f"folded up to {day}")
+    return folded
+
+
+def newest_entries(store: Store) -> dict[date, DayEntry]:
+    """Of each day that was ever folded."""
+    keys: dict[date, int] = {}
+    for info in store.list(f"{FOLDER}/"):
+        day, _, name = info.key.removeprefix(f"{FOLDER}/").partition("/")
+        number, _, kind = name.partition(".")
+        if kind == "json" and number.isdigit():
+            with suppress(ValueError):
+                keys[date.fromisoformat(day)] = max(int(number), keys.get(date.fromisoformat(day), 0))
+    with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
+        found = pool.map(lambda item: _read_entry(store, *item), sorted(keys.items()))
+        return {entry.day: entry for entry in found}
+
+
+def read(
+    store: Store, *, since: date | None = None, until: date | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Every row whose hour lies in the days from `since` to `until`, both included, in the form of `table_of`.
+
+    `columns`: those of it alone, "hour" among them; a report says which it needs (`report.columns_of`).
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # The rows of a day's hours are in its own entry, and moved ones in later entries.
+    wanted = [entry for day, entry in sorted(newest_entries(store).items()) if since is None or day >= since]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
+        parts = list(pool.map(lambda entry: _read_rows(store, entry.manifest, columns), wanted))
+    rows = pa.concat_tables([empty_table(columns), *parts]).unify_dictionaries()
+    for limit, compare in ((since, pc.greater_equal), (until and until + _DAY, pc.less)):
+        if limit is not None:
+            rows = rows.filter(compare(rows["hour"], _start(limit) // (DAY_US // 24)))
+    return rows
+
+
+def corrections(store: Store, day: date) -> list[pa.Table]:
+    """Of each entry of the day after the first: the rows by which it differs from the one before."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found, before = [], None
+    for number in range(1, newest_entries(store)[day].number + 1):
+        rows = _read_rows(store, _read_entry(store, day, number).manifest)
+        if before is not None:
+            minus = before.set_column(before.num_columns - 1, "gpu_seconds", pc.negate(before["gpu_seconds"]))
+            both = pa.concat_tables([rows, minus]).unify_dictionaries()
+            keys = [name for name in both.column_names if name != "gpu_seconds"]
+            change = both.group_by(keys).aggregate([("gpu_seconds", "sum")])
+            change = change.rename_columns([*keys, "gpu_seconds"])
+            found.append(change.filter(pc.greater(pc.abs(change["gpu_seconds"]), 1e-6)))
+        before = rows
+    return found
+
+
+# --- rows as a table
+
+
+def _schema(columns: Sequence[str] | None = None) -> pa.Schema:
+    import pyarrow as pa
+
+    text = pa.dictionary(pa.int32(), pa.string())
+    names = (*PLACE_COLUMNS, *OWNER_COLUMNS, "use")
+    fields = [("hour", pa.int64()), *((name, text) for name in names), ("gpu_seconds", pa.float64())]
+    return pa.schema([field for field in fields if columns is None or field[0] in columns])
+
+
+def empty_table(columns: Sequence[str] | None = None) -> pa.Table:
+    return _schema(columns).empty_table()
+
+
+def table_of(entries: Entries) -> pa.Table:
+    """Columns: hour (since the epoch), those of Place, those of Owner, use, gpu_seconds."""
+    import pyarrow as pa
+
+    from heliostat.meter.facts import Use
+
+    def column(codes: Any, values: Sequence[str]) -> pa.DictionaryArray:  # Any: an array of codes
+        distinct = list(dict.fromkeys(values))
+        rename = pa.array([distinct.index(value) for value in values], type=pa.int32())
+        return pa.DictionaryArray.from_arrays(rename.take(pa.array(codes)), pa.array(distinct, type=pa.string()))
+
+    columns = [pa.array(entries.hour)]
+    columns += [column(entries.place, [getattr(place, name) for place in entries.places]) for name in PLACE_COLUMNS]
+    columns += [column(entries.owner, [getattr(owner, name) for owner in entries.owners]) for name in OWNER_COLUMNS]
+    columns += [column(entries.use, [use.label for use in Use]), pa.array(entries.gpu_seconds)]
+    return pa.Table.from_arrays(columns, schema=_schema())
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(columns)
+    texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    # One thread: many files are read at once.
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
+    return file.read(columns=schema.names, use_threads=False).cast(schema)
+
+
+# --- one day
+
+
+class _Segments:
+    """Parsed segments, read once while the days that need them are folded."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._parsed: dict[str, list[Event]] = {}
+
+    def events(self, inputs: Sequence[ObjectInfo]) -> Iterator[Event]:
+        wanted = {info.key for info in inputs}
+        self._parsed = {key: events for key, events in self._parsed.items() if key in wanted}
+        missing = sorted(wanted - set(self._parsed))
+        with ThreadPoolExecutor(READERS, thread_name_prefix="segments") as pool:
+            self._parsed |= zip(missing, pool.map(lambda key: read_segment(self._store, key), missing), strict=True)
+        for key in sorted(wanted):
+            yield from self._parsed[key]
+
+
+class _Chain:
+    """The state at the end of the day before; read from the store only when a day is folded from it."""
+
+    def __init__(self, store: Store) -> None:
+        from heliostat.meter.state import State
+
+        self._store = store
+        self._state: State | None = State()
+        self._manifest: Manifest | None = None
+        self.digest = ""
+
+    def state(self) -> State:
+        if self._state is None and self._manifest is not None:
+            self._state = load_state(read_file(self._store, self._manifest, _STATE))
+        if self._state is None:
+            raise AssertionError("a chain has a state or knows where it lies")
+        return self._state
+
+    def take(self, entry: DayEntry, state: State | None = None) -> None:
+        self._state, self._manifest, self.digest = state, entry.manifest, entry.state_out
+
+
+def _bring_up(
+    store: Store,
+    day: date,
+    inputs: Sequence[ObjectInfo],
+    memory: _Segments,
+    chain: _Chain,
+    newest: DayEntry | None,
+    *,
+    until: int,
+    progress: Callable[[str], None],
+) -> bool:
+    """Whether the day had to be folded."""
+    from heliostat.meter.facts import facts_of
+    from heliostat.meter.fold import fold
+
+    listed = _digest("\n".join(sorted(info.key for info in inputs)).encode())
+    if newest is not None and (newest.listed, newest.state_in, newest.until) == (listed, chain.digest, until):
+        chain.take(newest)
+        return False
+    start = _start(day)
+    facts = facts_of(memory.events(inputs), start=start, end=until)
+    if facts.unread:
+        progress(f"warning: {facts.unread} events of {day} lack what their kind must tell, and are left out")
+    entries, state = fold(chain.state(), facts, until=until)
+    if newest is None and not len(entries.hour) and not state.nodes:
+        return False  # no node at all: such a day has no entry, and the next one goes on from the day before it
+    number = 1 if newest is None else newest.number + 1
+    entry = _write(store, day, number, entries, state, listed=listed, state_in=chain.digest)
+    if entry is None:  # another process has written this number: what it knew may be more, or less
+        return _bring_up(
+            store, day, inputs, memory, chain, _read_entry(store, day, number), until=until, progress=progress
+        )
+    chain.take(entry, state)
+    return True
+
+
+def _write(
+    store: Store, day: date, number: int, entries: Entries, state: State, *, listed: str, state_in: str
+) -> DayEntry | None:
+    """None where the number is taken."""
+    data = dump_state(state)
+    body = {
+        "listed": listed,
+        "state_in": state_in,
+        "state_out": _digest(data),
+        "until": state.until,
+        "lifetime": entries.lifetime,
+        "total": entries.total,
+    }
+    try:
+        manifest = commit(
+            store,
+            f"{FOLDER}/{day}",
+            {_ROWS: to_parquet(table_of(entries)), _STATE: data},
+            manifest_key=_manifest_key(day, number),
+            attempt=uuid.uuid4().hex,
+            body=json.dumps(body),
+        )
+    except ObjectExists:
+        return None
+    return _entry(day, number, manifest)
+
+
+def _read_entry(store: Store, day: date, number: int) -> DayEntry:
+    key = _manifest_key(day, number)
+    manifest = read_manifest(store, key)
+    if manifest is None:
+        raise CorruptArtifact("an entry of the ledger is gone", where=key, do="fold the day again: delete its entries")
+    return _entry(day, number, manifest)
+
+
+def _entry(day: date, number: int, manifest: Manifest) -> DayEntry:
+    body = json.loads(manifest.body)
+    return DayEntry(day, number, manifest, **body)
+
+
+def _read_rows(store: Store, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Table:
+    return from_parquet(read_file(store, manifest, _ROWS), columns)
+
+
+def _manifest_key(day: date, number: int) -> str:
+    return f"{FOLDER}/{day}/{number:06d}.json"
+
+
+def _segment_day(key: str) -> date:
+    return date.fromisoformat(key.split("/")[1])
+
+
+def _may_tell_of(info: ObjectInfo, day: date) -> bool:
+    """A segment's key has the day of its first event; it was written after its last. What took effect on a day may be
+    told on the next one (a node's end, found in the morning)."""
+    return _segment_day(info.key) <= day + _DAY and info.modified >= datetime.combine(day, datetime.min.time(), UTC) - (
+        CLOCK_MARGIN
+    )
+
+
+def _days(first: date, last: date) -> Iterator[date]:
+    for number in range((last - first).days + 1):
+        yield first + number * _DAY
+
+
+def _start(day: date) -> int:
+    return (day - date(1970, 1, 1)).days * DAY_US
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- the state as JSON
+
+
+def dump_state(state: State) -> bytes:
+    """In one form only, so that equal states are equal bytes."""
+    seats = sorted((asdict(seat) for seat in state.seats), key=lambda seat: json.dumps(seat, sort_keys=True))
+    value = {**asdict(state), "seats": seats, "partial": sorted(state.partial)}
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def load_state(data: bytes) -> State:
+    from heliostat.meter.facts import Owner, Place, Use
+    from heliostat.meter.state import NodeState, Seat, State
+
+    value = json.loads(data)
+
+    def seat(given: dict[str, Any]) -> Seat:  # Any: JSON
+        steady = given["steady"]
+        return Seat(**{**given, "owner": Owner(**given["owner"]), "steady": None if steady is None else Use(steady)})
+
+    return State(
+        {name: NodeState(**{**node, "place": Place(**node["place"])}) for name, node in value["nodes"].items()},
+        tuple(seat(given) for given in value["seats"]),
+        value["since"],
+        tuple((unit, at, use, span, team) for unit, at, use, span, team in value["partial"]),
+        {run: (step, at) for run, (step, at) in value["reached"].items()},
+        value["until"],
+    )

@@ -1,0 +1,120 @@
+"""From the events that the platform emits to seconds by class."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pytest
+
+from heliostat.events import Event
+from heliostat.meter.cells import HOUR
+from heliostat.meter.facts import Owner, Use, facts_of
+from heliostat.meter.fold import Entries, fold
+from heliostat.meter.state import State
+
+_ids = count(1)
+
+
+def event(kind: str, at: float, **fields: Any) -> Event:
+    return Event(f"{next(_ids):032x}", kind, "test", at, at, fields)
+
+
+def node(name: str, group: str, started: float, ready: float, ended: float | None = None) -> list[Event]:
+    about = {"node": name, "group": group, "role": "x", "market": "spot", "gpus": 1.0, "started_at": started}
+    events = [
+        event("node_started", started, **about, ready_at=None, ended_at=None, reason=None),
+        event("node_ready", ready, **about, ready_at=ready, ended_at=None, reason=None),
+    ]
+    # The end is found a while after it came.
+    return (
+        events if ended is None else [*events, event("node_ended", ended + 7, **about, ready_at=ready, ended_at=ended)]
+    )
+
+
+def seconds(events: list[Event], *, until: float = 3600) -> dict[tuple[str, str], float]:
+    entries, _ = fold(State(), facts_of(events, end=round(until * 1e6)), until=round(until * 1e6))
+    return by_name(entries)
+
+
+def by_name(entries: Entries) -> dict[tuple[str, str], float]:
+    sums: dict[tuple[str, str], float] = {}
+    for owner, use, amount in zip(entries.owners_of, entries.use, entries.gpu_seconds, strict=True):
+        key = (owner.name, Use(use).label)
+        sums[key] = sums.get(key, 0.0) + float(amount)
+    return sums
+
+
+def test_a_training_with_a_reclaim() -> None:
+    run = {"run": "classify-20260101-120000-ab12", "team": "red"}
+    one, two = {**run, "attempt": "000001-aa"}, {**run, "attempt": "000002-bb"}
+    events = [
+        *node("a", "train", 0, 10, 60),
+        *node("b", "train", 0, 10, 100),
+        event("worker_started", 22, **one, rank=0, node="a", began_at=20.0),
+        event("train_started", 30, **one, step=0, generation=1),
+        event("step", 40, **one, step=1, total=9, loss=1.0),
+        event("checkpoint", 41, **one, step=1, stall_s=0.5),
+        event("step", 50, **one, step=2, total=9, loss=1.0),
+        event("attempt_ended", 65, **run, number=1, outcome="lost", why="", reached=2),
+        event("worker_started", 68, **two, rank=0, node="b", began_at=66.0),
+        event("train_resumed", 70, **two, step=1, generation=2),
+        event("step", 78, **two, step=2, total=9, loss=1.0),
+        event("step", 88, **two, step=3, total=9, loss=1.0),
+        event("train_finished", 92, **two, metrics={}),
+        event("worker_ended", 94, **two, rank=0, node="b"),
+        event("attempt_ended", 94.5, **run, number=2, outcome="done", why="", reached=3),
+    ]
+    assert seconds(events) == pytest.approx(
+        {
+            ("", "starting"): 20,
+            ("", "unallocated"): 10 + 56 + 6,
+            ("classify", "loading"): 10 + 4,
+            ("classify", "training"): 10 + 9.5 + 10,
+            ("classify", "checkpoint"): 0.5 + 4,
+            ("classify", "recomputed"): 10 + 8,  # the step that was lost with node a, and step 2 again
+            ("classify", "waiting"): 2,
+        }
+    )
+
+
+def test_a_replica_that_takes_over_a_version_and_ends() -> None:
+    about = {"app": "classifier", "replica": "r1", "node": "s", "gpus": 0.5}
+    events = [
+        *node("s", "serve", 0, 10, 100),
+        event("replica_ready", 30, **about, version=1, digest="x", seconds=15.0),
+        event("replica_busy", 60, **about, version=1, busy_s={"red": 4.0, "blue": 2.0}),
+        event("version_live", 70, **about, version=2, digest="y", seconds=3.0),
+        event("replica_ended", 90, **about, version=2, requests=9, teams={}, busy_s={"red": 5.0}),
+    ]
+    entries, _ = fold(State(), facts_of(events), until=HOUR)
+    assert by_name(entries) == pytest.approx(
+        {
+            ("", "starting"): 10,
+            ("", "unallocated"): 90 - 0.5 * 75,
+            ("classifier", "loading"): 0.5 * 15,
+            ("classifier", "serving"): 0.5 * 11,
+            ("classifier", "reserved"): 0.5 * (24 + 25),
+        }
+    )
+    shares = {(owner.version, owner.team) for owner in entries.owners_of}
+    assert shares == {("", ""), ("v1", ""), ("v1", "red"), ("v1", "blue"), ("v2", ""), ("v2", "red")}
+
+
+def test_an_event_that_lacks_what_its_kind_tells_is_counted_and_left_out() -> None:
+    facts = facts_of([event("step", 5), event("node_sample", 5, node="a"), event("something_else", 5)])
+    assert facts.unread == 2
+
+
+def test_effect_not_telling_places_a_fact() -> None:
+    """A node's end that was found after midnight belongs to the day before."""
+    ended = node("a", "train", 0, 10, 95)[-1]
+    assert [fact.what for fact in facts_of([ended], start=90_000_000, end=100_000_000).nodes] == ["ended"]
+    assert not facts_of([ended], start=100_000_000).nodes
+
+
+def test_a_run_that_a_person_named_is_its_own_job() -> None:
+    started = event("worker_started", 5, run="my-run", attempt="000001-a", rank=0, node="a", user="ada", gpus=2)
+    (seat,) = facts_of([started]).seats
+    assert (seat.unit, seat.gpus) == ("my-run/1", 2.0)
+    assert seat.owner == Owner("job", "my-run", version="my-run", user="ada")

@@ -197,10 +197,10 @@ def replicas(platform: Any, app: str) -> list[Any]:
     return [p for p in processes.owned(embedded.mark(record)) if p.command.startswith(f"ray::ServeReplica:{app}:")]
 
 
-def kill_one(platform: Any, app: str, choose: Callable[[list[Any]], Any]) -> None:
+def kill(process: Any) -> None:
     from heliostat.cluster import processes
 
-    processes.kill([choose(replicas(platform, app))], signal.SIGKILL)
+    processes.kill([process], signal.SIGKILL)
 
 
 class Sending:

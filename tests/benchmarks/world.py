@@ -136,6 +136,7 @@ def cluster(
             ),
         )
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that nothing of it is left
     os.environ["HELIOSTAT_HOME"] = str(folder / "home")
     made = sdk.up(definition, progress=lambda line: print(f"  {line}", file=sys.stderr))
     try:

@@ -109,7 +109,7 @@ def serve_front_environment() -> dict[str, str]:
         # Replays requests that were running on a replica that died.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "5",
-        # It replays what fits its buffer, of which it copies all for every request: of 8 MiB that took 10 ms of CPU each.
+        # It replays what fits its buffer, and copies all of it for every request: 8 MiB took 10 ms of CPU each.
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         # 30 s by default: an idle replica would hold its GPU that much longer.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",

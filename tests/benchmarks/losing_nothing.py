@@ -31,6 +31,8 @@ import world
 NOTICE_S = 20.0
 FAULTS = ("replica", "node", "drain")
 RATE = 40.0
+HIT = ("echo", "generate")
+"""Whose replica, or whose node, is hit, in turns."""
 
 
 @contextlib.contextmanager
@@ -65,29 +67,30 @@ def load_of(platform: Any, seconds: float, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def hit(platform: Any, fault: str, draw: random.Random) -> None:
+def hit(platform: Any, fault: str, app: str, draw: random.Random) -> None:
+    """End one of the application's replicas, or the node that it is on."""
+    replica = draw.choice(world.replicas(platform, app))
     if fault == "replica":
-        app = draw.choice(["echo", "generate"])
-        world.kill_one(platform, app, draw.choice)
+        world.kill(replica)
     else:
         from heliostat.cluster.reclaim import reclaim
 
         notice_s = NOTICE_S if fault == "drain" else 0
-        reclaim(platform.settings, "serve", notice_s=notice_s, seed=draw.randrange(2**31))
+        reclaim(platform.settings, "serve", notice_s=notice_s, node_id=replica.node_id)
 
 
-def one_fault(platform: Any, fault: str, count: int, folder: Path, draw: random.Random) -> dict[str, Any]:
+def one_fault(platform: Any, fault: str, app: str, count: int, folder: Path, draw: random.Random) -> dict[str, Any]:
     """One fault under load. Until all replicas are back, and a little longer."""
     seconds = {"replica": 16.0, "node": 28.0, "drain": NOTICE_S + 14.0}[fault]
     sending = world.Sending(folder, load_of(platform, seconds, draw.randrange(2**31)))
     time.sleep(2 + 2 * draw.random())
-    hit(platform, fault, draw)
+    hit(platform, fault, app, draw)
     rows = sending.rows()
     unary = [row for row in rows if row[4] != "stream"]
     streams = [row for row in rows if row[4] == "stream"]
     failed = [row for row in unary if row[2] != 200]
-    for app in ("echo", "generate"):
-        world.until(lambda app=app: len(world.replicas(platform, app)) == count, f"{count} replicas of {app}")  # type: ignore[misc]
+    for name in HIT:
+        world.until(lambda name=name: len(world.replicas(platform, name)) == count, f"{count} replicas of {name}")  # type: ignore[misc]
     time.sleep(3)
     return {
         "sent": len(unary),
@@ -96,7 +99,7 @@ def one_fault(platform: Any, fault: str, count: int, folder: Path, draw: random.
         "streams": len(streams),
         "cut and told": sum(row[2] == 1 for row in streams),
         "cut in silence": sum(row[2] not in (1, 200) for row in streams),
-        "longest_s": round(max(row[1] for row in unary), 1),
+        "longest_s": round(max(row[1] for row in rows), 1),
     }
 
 
@@ -121,7 +124,7 @@ def run(system: str, count: int, faults: list[str], times: int, seed: int) -> di
                 world.until(lambda app=app: len(world.replicas(platform, app)) == count, "all replicas")  # type: ignore[misc]
             time.sleep(3)
             for fault in faults:
-                runs = [one_fault(platform, fault, count, folder, draw) for _ in range(times)]
+                runs = [one_fault(platform, fault, HIT[i % 2], count, folder, draw) for i in range(times)]
                 total = {
                     key: sum(one[key] for one in runs)
                     for key in ("sent", "failed", "streams", "cut and told", "cut in silence")

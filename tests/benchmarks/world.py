@@ -136,6 +136,7 @@ def cluster(
             ),
         )
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that nothing of it is left
     os.environ["HELIOSTAT_HOME"] = str(folder / "home")
     made = sdk.up(definition, progress=lambda line: print(f"  {line}", file=sys.stderr))
     try:
@@ -197,10 +198,10 @@ def replicas(platform: Any, app: str) -> list[Any]:
     return [p for p in processes.owned(embedded.mark(record)) if p.command.startswith(f"ray::ServeReplica:{app}:")]
 
 
-def kill_one(platform: Any, app: str, choose: Callable[[list[Any]], Any]) -> None:
+def kill(process: Any) -> None:
     from heliostat.cluster import processes
 
-    processes.kill([choose(replicas(platform, app))], signal.SIGKILL)
+    processes.kill([process], signal.SIGKILL)
 
 
 class Sending:

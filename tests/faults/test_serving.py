@@ -195,5 +195,13 @@ def test_without_the_holding_server_the_front_still_answers(front: Front) -> Non
     assert httpx.post(f"{front.url}/app", content=b"x", timeout=10).status_code == 200
 
 
-def test_headers_as_long_as_a_body_are_refused(front: Front) -> None:
-    assert httpx.post(f"{front.url}/app", headers={"X-Long": "x" * 100_000}, timeout=10).status_code == 431
+def test_headers_that_no_buffer_holds_are_refused(front: Front) -> None:
+    assert httpx.post(f"{front.url}/app", headers={"X-Long": "x" * 100_000}, timeout=10).status_code == 400
+
+
+def test_a_large_body_of_no_known_length_arrives_whole(front: Front) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 100_000
+
+    assert httpx.post(f"{front.url}/app", content=parts(), timeout=10).json() == {"length": 2_000_000}

@@ -11,7 +11,8 @@ of every reload, of which there is one whenever a replica comes or goes.
 - A request is taken whole before a replica sees any of it: only then can it be sent to another one, and a slow client
   costs HAProxy a buffer instead of a replica a place.
 - What may stream goes by way of the holding server, because only somebody who reads the stream can end one that was
-  cut with an error. HAProxy would just close it.
+  cut with an error. HAProxy would just close it. So does a body that does not fit HAProxy's buffer: it could not be
+  sent again, and a buffer that fits all would be copied whole for every request.
 - What is left for HAProxy itself to refuse is a 503 with Retry-After, not the template's bare 500.
 """
 
@@ -24,11 +25,15 @@ from pathlib import Path
 
 MARK = "# rewritten by heliostat\n"
 HOLD = "x-heliostat-hold"
-"""Set here on what the holding server is to relay as a stream; clients cannot set it."""
+"""Set here on what the holding server is to relay to a replica; clients cannot set it."""
 RELAYED = "x-heliostat-relayed"
 """Set by the holding server on what it has relayed, so that it does not come to it again."""
 HELD = "x-heliostat-held"
 """Set by the holding server on what has waited for a replica."""
+BUFFER_BYTES = 64 * 2**10
+"""HAProxy's. What a request takes of its memory twice over, and is copied for each."""
+LARGE_BYTES = 48 * 2**10
+"""Bodies above this go by way of the holding server; below, they fit the buffer with their headers."""
 REPLAY = "x-heliostat-replay"
 """A client's own: `never` for a request that must not be sent twice."""
 
@@ -55,17 +60,18 @@ _RULES = f"""
     http-request del-header {HELD}
     http-request del-header {HOLD}
     http-request disable-l7-retry if {{ req.hdr({REPLAY}) -m str never }}
-    # A header as long as the buffer, which holds whole bodies, would be taken; this is what web servers take.
-    http-request return status 431 content-type text/plain string "the headers are too long" \
-if {{ req.hdrs_bin,length gt 65536 }}
-    use_backend heliostat-streams if METH_POST {{ path_end /completions }} !{{ req.hdr({RELAYED}) -m found }} \
-{{ nbsrv(heliostat-streams) gt 0 }}
+    acl relayed req.hdr({RELAYED}) -m found
+    acl can_relay nbsrv(heliostat-relay) gt 0
+    acl may_stream path_end /completions
+    acl is_large req.hdr_val(content-length) gt {LARGE_BYTES}
+    acl is_large req.hdr(transfer-encoding) -m found
+    use_backend heliostat-relay if METH_POST may_stream can_relay !relayed or is_large can_relay !relayed
 """
 
-_STREAMS = f"""backend heliostat-streams
+_RELAY = f"""backend heliostat-relay
     http-reuse always
     timeout server 3600s
-    http-request set-header {HOLD} stream
+    http-request set-header {HOLD} relay
     option httpchk GET /-/healthz
     http-check expect status 200
     server hold 127.0.0.1:{{hold_port}} check inter 1s fastinter 250ms downinter 250ms
@@ -99,7 +105,7 @@ def rewrite(config: str, *, hold_port: int | None) -> str:
     first = _FIRST_CHOICE.search(config)
     if first is not None:
         config = config[: first.start()] + _RULES.lstrip("\n") + config[first.start() :]
-        config = _STATS.sub(_STREAMS.format(hold_port=hold_port) + "listen stats", config)
+        config = _STATS.sub(_RELAY.format(hold_port=hold_port) + "listen stats", config)
     return MARK + config
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from heliostat.cluster.haproxy import BUFFER_BYTES
 from heliostat.cluster.processes import CLUSTER_ID
 from heliostat.definition import Tags
 
@@ -108,9 +109,8 @@ def serve_front_environment() -> dict[str, str]:
         # Replays requests that were running on a replica that died.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "5",
-        # It replays what fits its buffer. One is taken for each request that has something in it, and only what was
-        # written to counts as memory; bodies up to the default limit of an application (8 MiB) fit.
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(8 * 2**20 + 64 * 2**10),
+        # It replays what fits its buffer, and copies all of it for every request: 8 MiB took 10 ms of CPU each.
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         # 30 s by default: an idle replica would hold its GPU that much longer.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }

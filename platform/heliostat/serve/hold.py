@@ -6,8 +6,9 @@ HAProxy sends it two kinds of request (cluster/haproxy.py says how):
   whole, checks the caller's key (nobody without one wakes a sleeping application), and hands it to Serve's own proxy,
   which queues it and thereby makes Serve start a replica. What comes back as Serve's own failure rather than the
   application's is sent again, until a replica has answered or the request's time is up.
-- *Those that may stream.* It relays them to a replica by way of HAProxy, and when the replica dies in the middle,
-  ends the stream with an error event.
+- *Those that may stream, and those too large for HAProxy's buffer.* It relays them to a replica by way of HAProxy,
+  sends them again where no answer has begun, and when a replica dies in the middle of a stream, ends it with an error
+  event.
 
 What it holds is bounded, in requests, bytes and seconds; beyond the bound it answers 503 with a Retry-After that is
 what the last start of a replica took, less what has passed of this one. It keeps no state: HAProxy falls back to
@@ -179,13 +180,13 @@ class Hold:
                 exchange.arrived_s + HOLD_S
             )  # fmt: skip
             known = find(self._known, request.path)
-            if known is not None:
+            if known is not None:  # else its replica will say whether there is such an application
                 known.keys.caller(request.headers.get("Authorization", ""))
             body = await self._read(request)
             self._bytes += len(body)
             try:
                 sent = _Sent(request, body, exchange.request_id, until)
-                if request.headers.get(HOLD) == "stream":
+                if request.headers.get(HOLD) == "relay":
                     return await self._relay(sent)
                 return await self._hold(sent, known.app.name if known else "")
             finally:

@@ -196,13 +196,13 @@ def stream_of(events: int, *, cut: bool) -> Handler:
 
 def test_a_stream_passes_and_a_cut_one_ends_with_an_error(tmp_path: Path) -> None:
     async def whole(made: World) -> None:
-        status, _, text = await made.post("/intent-classifier/v1/completions", **{HOLD: "stream"})
+        status, _, text = await made.post("/intent-classifier/v1/completions", **{HOLD: "relay"})
         assert (status, text.count("token"), text.endswith("data: [DONE]\n\n")) == (200, 3, True)
         assert made.asked[0]["headers"][RELAYED] == "1"
         assert HELD not in made.asked[0]["headers"]
 
     async def cut(made: World) -> None:
-        status, _, text = await made.post("/intent-classifier/v1/completions", **{HOLD: "stream"})
+        status, _, text = await made.post("/intent-classifier/v1/completions", **{HOLD: "relay"})
         last = [line for line in text.split("\n") if line.startswith("data: ")][-1]
         assert status == 200
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stream_cut"

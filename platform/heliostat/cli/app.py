@@ -9,6 +9,7 @@ import typer
 
 from heliostat.cli import apply as on_kubernetes
 from heliostat.cli import render as rendering
+from heliostat.cli.check import check
 from heliostat.cli.model import model
 from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
@@ -72,6 +73,7 @@ def down(
     print_progress(f"down: {len(ended)} processes of {name} ended, none left")
 
 
+app.command()(check)
 app.command()(rendering.render)
 app.command()(rendering.schema)
 app.command()(rendering.preview)

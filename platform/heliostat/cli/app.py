@@ -14,6 +14,7 @@ from heliostat.cli.model import model
 from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
 from heliostat.cli.rehearse import job_rehearse
+from heliostat.cli.why import why
 from heliostat.show import print_cost, print_json, print_progress, print_table
 
 app = typer.Typer(
@@ -74,6 +75,7 @@ def down(
 
 
 app.command()(check)
+app.command()(why)
 app.command()(rendering.render)
 app.command()(rendering.schema)
 app.command()(rendering.preview)

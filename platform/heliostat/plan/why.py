@@ -296,7 +296,7 @@ def _on_its_way(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> C
     return (
         _stuck_start(snapshot, suits)
         or _starting(snapshot, suits)
-        or _refused(snapshot, suits)
+        or _refused(snapshot, suits, demand.since)
         or _full(snapshot, demand, suits)
         or _not_yet(snapshot, demand, suits)
     )
@@ -331,16 +331,16 @@ def _starting(snapshot: Snapshot, suits: Sequence[Group]) -> Cause | None:
     )
 
 
-def _refused(snapshot: Snapshot, suits: Sequence[Group]) -> Cause | None:
+def _refused(snapshot: Snapshot, suits: Sequence[Group], since: float | None) -> Cause | None:
     """Only if no other suiting group has room that nobody has refused: the autoscaler would try that one."""
-    fact = _newest(snapshot, suits, "quota")
+    fact = _newest(snapshot, suits, "quota", since=since)
     if fact is not None:
         return Cause(
             "quota",
             f"the quota leaves no more nodes for {fact.group}: {_short(fact.what)}",
             "ask for a higher quota, or end what uses it",
         )
-    fact = _newest(snapshot, suits, "no-capacity")
+    fact = _newest(snapshot, suits, "no-capacity", since=since)
     if fact is None:
         return None
     wait = None if fact.retry_at is None else max(0.0, fact.retry_at - snapshot.at)
@@ -393,7 +393,7 @@ def _gang(snapshot: Snapshot, work: Work, gang: Gang) -> Cause:
         return Cause("node-starting", f"all {len(gang.bundles)} members of {gang.name} have room now", "wait for it")
     suits = _suiting(snapshot, missing)
     beneath = suits if isinstance(suits, Cause) else _on_its_way(snapshot, missing, suits)
-    if placed == 0 or beneath.id == "node-starting" and placed < len(gang.bundles) - 1:
+    if placed == 0 or (beneath.id == "node-starting" and placed < len(gang.bundles) - 1):
         return beneath
     last = "the last one" if placed == len(gang.bundles) - 1 else f"{len(gang.bundles) - placed} more"
     return Cause(
@@ -405,9 +405,7 @@ def _gang(snapshot: Snapshot, work: Work, gang: Gang) -> Cause:
 
 def _never_together(snapshot: Snapshot, gang: Gang) -> Cause | None:
     """Whether the bundles find room on all nodes that the groups may have, were they empty."""
-    empty = [dict(group.resources) | {_LABELS: group} for group in snapshot.groups for _ in range(group.high)]
     rooms = [_Room(dict(group.resources), group.labels) for group in snapshot.groups for _ in range(group.high)]
-    del empty
     _, missing = _fill(gang, rooms)
     if missing is None:
         return None
@@ -420,9 +418,6 @@ def _never_together(snapshot: Snapshot, gang: Gang) -> Cause | None:
         f"{_names(groups)} may ever have ({_count(most, 'node')})",
         f"ask for fewer, or raise the upper bound of {_names(groups)}",
     )
-
-
-_LABELS = "labels"
 
 
 @dataclass
@@ -483,27 +478,25 @@ def _matches(value: str | None, wanted: str) -> bool:
     return not found if negated else found
 
 
-def _newest(snapshot: Snapshot, suits: Sequence[Group], kind: FactKind) -> Fact | None:
-    """The newest fact of the kind, if all suiting groups with room have one: another group would end the wait."""
-    facts = {
-        group.name: max(
-            (
-                fact
-                for fact in snapshot.facts
-                if (fact.kind, fact.group) == (kind, group.name) and snapshot.at - fact.at <= FACT_LIFE_S
-            ),
-            key=lambda fact: fact.at,
-            default=None,
-        )
-        for group in suits
-        if group is not snapshot.head and _living(snapshot, group) < group.high or _has(snapshot, kind, group)
-    }
-    known = [fact for fact in facts.values() if fact is not None]
-    return max(known, key=lambda fact: fact.at) if known and len(known) == len(facts) else None
+def _newest(snapshot: Snapshot, suits: Sequence[Group], kind: FactKind, *, since: float | None = None) -> Fact | None:
+    """The newest fact of the kind, if every suiting group has one that could still give a node: else another one will.
+
+    A fact older than the request, or than a node that its group got since, is of another time.
+    """
+    facts = {group.name: _fact(snapshot, group, kind, since) for group in suits if group is not snapshot.head}
+    room = [
+        group.name for group in suits if group is not snapshot.head and _living(snapshot, group) < group.high
+    ]  # fmt: skip
+    if any(facts[name] is None for name in room):
+        return None
+    return max((fact for fact in facts.values() if fact is not None), key=lambda fact: fact.at, default=None)
 
 
-def _has(snapshot: Snapshot, kind: FactKind, group: Group) -> bool:
-    return any((fact.kind, fact.group) == (kind, group.name) for fact in snapshot.facts)
+def _fact(snapshot: Snapshot, group: Group, kind: FactKind, since: float | None) -> Fact | None:
+    later = max((node.started_at for node in snapshot.nodes if node.group == group.name), default=0.0)
+    oldest = max(snapshot.at - FACT_LIFE_S, since or 0.0, 0.0 if kind == "image-pull" else later)
+    found = [fact for fact in snapshot.facts if (fact.kind, fact.group) == (kind, group.name) and fact.at >= oldest]
+    return max(found, key=lambda fact: fact.at, default=None)
 
 
 def _living(snapshot: Snapshot, group: Group) -> int:
@@ -519,7 +512,7 @@ def _since(age: float | None) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return str(Duration.parse(f"{max(0, round(seconds))}s"))
+    return str(Duration(max(0, round(seconds)) * 1000))
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,0 +1,375 @@
+"""The state of a living embedded cluster as the snapshot that `heliostat.plan.why` judges.
+
+Three sources, read one after another, so that they may be a second apart: Ray's state API on the dashboard (jobs,
+tasks, actors, placement groups, applications), the GCS (what is free on each node, what the autoscaler was refused),
+and the provider's records (nodes that start, before Ray knows of them). Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heliostat.cluster import autoscaling
+from heliostat.cluster.nodes import NodeRecord, read_capacity, read_nodes
+from heliostat.definition import ClusterDefinition
+from heliostat.errors import ClusterNotUp
+from heliostat.plan.why import Demand, Fact, Gang, Group, Node, Phase, Snapshot, Work
+from heliostat.settings import Settings
+
+Row = Mapping[str, Any]  # Any: JSON of Ray's state API
+LIMIT = 10_000
+HEAD = "head"
+_WAITING_FOR_NODE = ("PENDING_NODE_ASSIGNMENT", "PENDING_CREATION", "RESTARTING")
+_WAITING_FOR_INPUT = ("PENDING_ARGS_AVAIL", "DEPENDENCIES_UNREADY")
+_RUNNING = ("RUNNING", "RUNNING_IN_RAY_GET", "RUNNING_IN_RAY_WAIT", "SUBMITTED_TO_WORKER", "ALIVE")
+_PHASES: Mapping[str, Phase] = {
+    "PENDING": "pending", "RUNNING": "running", "SUCCEEDED": "ended", "STOPPED": "ended", "FAILED": "failed",
+}  # fmt: skip
+# Ray gives every node one of each, and tasks do not ask for them by themselves.
+_INTERNAL = re.compile(r"^(node:|bundle_|.*_group_|memory$|object_store_memory$)")
+
+
+@dataclass(frozen=True)
+class RayState:
+    """What Ray told, as it told it."""
+
+    jobs: Sequence[Row]
+    tasks: Sequence[Row]
+    actors: Sequence[Row]
+    placement_groups: Sequence[Row]
+    applications: Mapping[str, Row]
+    cluster: Row
+    """GetClusterStatusReply: autoscalingState and clusterResourceState."""
+
+
+def take_snapshot(settings: Settings, definition: ClusterDefinition) -> Snapshot:
+    """Of the running cluster. Raises ClusterNotUp where its dashboard or its GCS do not answer."""
+    ray = _read_ray(settings)
+    records = read_nodes(settings.state_dir) if settings.state_dir else []
+    limits = {
+        name: limit
+        for name in definition.groups
+        if settings.state_dir and (limit := read_capacity(settings.state_dir, name)) is not None
+    }
+    return make_snapshot(ray, definition, records, at=time.time(), limits=limits)
+
+
+def make_snapshot(
+    ray: RayState,
+    definition: ClusterDefinition,
+    records: Sequence[NodeRecord],
+    *,
+    at: float,
+    limits: Mapping[str, int],
+) -> Snapshot:
+    """Pure. `limits`: groups that a game day lets have so many nodes at most."""
+    names = _owners(ray, definition)
+    free, head_free = _free(ray.cluster)
+    groups = tuple(_group(name, definition) for name in definition.groups)
+    holders = _holders(ray, names)
+    starts = [record.ready_at - record.started_at for record in records if record.ready_at]
+    return Snapshot(
+        at,
+        groups,
+        tuple(_node(record, definition, free, holders) for record in records if record.ended_at is None),
+        (*_jobs(ray, names), *_apps(ray, definition, names)),
+        tuple(_refusals(ray.cluster, groups, at)),
+        Group(HEAD, {"CPU": definition.head.cpus, "GPU": 0}, {autoscaling.LABEL_ROLE: HEAD}, 1, 1),
+        head_free,
+        statistics.median(starts) if starts else None,
+    )
+
+
+# --- nodes
+
+
+def _group(name: str, definition: ClusterDefinition) -> Group:
+    group = definition.groups[name]
+    counted = {key: float(amount) for key, amount in autoscaling.resources(group).items()}
+    return Group(name, counted, autoscaling.labels(name, group), group.nodes.low, group.nodes.high)
+
+
+def _node(
+    record: NodeRecord,
+    definition: ClusterDefinition,
+    free: Mapping[str, Mapping[str, float]],
+    holders: Mapping[str, Iterable[str]],
+) -> Node:
+    ray_id = record.ray_node_id or ""
+    labels = autoscaling.labels(record.group, definition.groups[record.group])
+    return Node(
+        record.node_id,
+        record.group,
+        ready=ray_id in free,
+        started_at=record.started_at,
+        free=free.get(ray_id, {}),
+        labels=labels,
+        draining=record.reason == "reclaimed",
+        holders=tuple(sorted(set(holders.get(ray_id, ())))),
+    )
+
+
+def _free(cluster: Row) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """What is free on each living node, by Ray's node id; and on the head."""
+    nodes: dict[str, dict[str, float]] = {}
+    head: dict[str, float] = {}
+    for state in (cluster.get("clusterResourceState") or {}).get("nodeStates", ()):
+        if state.get("status") == "DEAD":
+            continue
+        amounts = {key: float(value) for key, value in (state.get("availableResources") or {}).items()}
+        if state.get("rayNodeTypeName") == HEAD:
+            head = amounts
+        else:
+            nodes[state["nodeId"]] = amounts
+    return nodes, head
+
+
+def _refusals(cluster: Row, groups: Sequence[Group], at: float) -> Iterator[Fact]:
+    """The launches that the autoscaler gave up, the provider's words with them."""
+    known = {group.name for group in groups}
+    for failed in (cluster.get("autoscalingState") or {}).get("failedInstanceRequests", ()):
+        group = failed.get("rayNodeTypeName", "")
+        if group in known:
+            when = float(failed.get("failedTs") or failed.get("startTs") or at)
+            yield Fact("no-capacity", group, _provider_words(failed.get("reason", "")), when)
+
+
+def _provider_words(reason: str) -> str:
+    found = re.search(r"insufficient capacity[^\n]*", reason)
+    return found[0] if found else reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+
+
+# --- work
+
+
+def _owners(ray: RayState, definition: ClusterDefinition) -> dict[str, str]:
+    """The work's name by Ray's job id."""
+    return {row["job_id"]: row["submission_id"] for row in ray.jobs if row.get("job_id") and row.get("submission_id")}
+
+
+def _holders(ray: RayState, names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Whose tasks and actors run on each node."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in (*ray.tasks, *ray.actors):
+        placed = row.get("state") in _RUNNING and row.get("node_id") and row.get("type") != "ACTOR_TASK"
+        if placed and (_resources(row) or row.get("placement_group_id")):
+            found[row["node_id"]].append(_owner(row, names))
+    return found
+
+
+def _owner(row: Row, names: Mapping[str, str]) -> str:
+    app = _app_of(row)
+    return app or names.get(row.get("job_id", ""), f"job {row.get('job_id', '?')}")
+
+
+def _app_of(row: Row) -> str | None:
+    """Serve names its replicas SERVE_REPLICA::app#deployment#id."""
+    name = row.get("name") or ""
+    return name.removeprefix("SERVE_REPLICA::").split("#")[0] if name.startswith("SERVE_REPLICA::") else None
+
+
+def _jobs(ray: RayState, names: Mapping[str, str]) -> Iterator[Work]:
+    for job in ray.jobs:
+        if not job.get("submission_id"):
+            continue
+        ray_id = job.get("job_id") or "?"
+        tasks = [row for row in ray.tasks if row.get("job_id") == ray_id]
+        actors = [row for row in ray.actors if row.get("job_id") == ray_id and _app_of(row) is None]
+        groups = [row for row in ray.placement_groups if row.get("creator_job_id") == ray_id]
+        message = job.get("message") or ""
+        phase = _PHASES.get(job.get("status", ""), "pending")
+        yield _work(
+            job["submission_id"],
+            "job",
+            phase,
+            message,
+            (job.get("start_time") or 0) / 1000 or None,
+            (*tasks, *actors),
+            groups,
+            ray.cluster,
+            _environment_error(message if phase in ("failed", "pending") else "", (*tasks, *actors)),
+        )
+
+
+def _apps(ray: RayState, definition: ClusterDefinition, names: Mapping[str, str]) -> Iterator[Work]:
+    for name in sorted({*ray.applications, *definition.applications}):
+        app = ray.applications.get(name)
+        if app is None:
+            yield Work(name, "app", "asleep", "not deployed")
+            continue
+        rows = [row for row in ray.actors if _app_of(row) == name]
+        replicas = [r for d in (app.get("deployments") or {}).values() for r in d.get("replicas", ())]
+        message = app.get("message") or ""
+        failed = app.get("status") == "DEPLOY_FAILED"
+        living = [row for row in rows if row.get("state") != "DEAD"]
+        phase: Phase = "failed" if failed else "running" if replicas or living else "asleep"
+        starting = sum(replica.get("state") == "STARTING" and bool(replica.get("node_id")) for replica in replicas)
+        work = _work(
+            name, "app", phase, message, app.get("last_deployed_time_s"), rows, [], ray.cluster,
+            _environment_error(message, rows),
+        )  # fmt: skip
+        yield Work(**{**vars(work), "loading": max(work.loading, starting)})
+
+
+def _work(
+    name: str,
+    kind: Any,  # Any: job or app, as Work has it
+    phase: Phase,
+    message: str,
+    since: float | None,
+    rows: Sequence[Row],
+    groups: Sequence[Row],
+    cluster: Row,
+    error: str | None,
+) -> Work:
+    own = [row for row in rows if row.get("type") not in ("ACTOR_TASK", "DRIVER_TASK", "ACTOR_CREATION_TASK")]
+    waiting = [row for row in own if row.get("state") in _WAITING_FOR_NODE and not row.get("node_id")]
+    return Work(
+        name,
+        kind,
+        phase,
+        message,
+        since,
+        tuple(_demands(row for row in waiting if not row.get("placement_group_id"))),
+        tuple(_gang(row) for row in groups if row.get("state") in ("PENDING", "RESCHEDULING")),
+        running=sum(row.get("state") in _RUNNING for row in own),
+        waiting_for_input=sum(row.get("state") in _WAITING_FOR_INPUT for row in own),
+        loading=sum(row.get("state") == "PENDING_CREATION" and bool(row.get("node_id")) for row in own),
+        runtime_env_error=error,
+    )
+
+
+def _environment_error(message: str, rows: Sequence[Row]) -> str | None:
+    for row in rows:
+        cause = json.dumps(row.get("death_cause") or {}, default=str)
+        if row.get("error_type") == "RUNTIME_ENV_SETUP_FAILED" or "runtime_env_failed" in cause.lower():
+            return str(row.get("error_message") or _cause_words(row))
+    return message if re.search(r"runtime.?env.{0,40}(fail|error)|RuntimeEnvSetupError", message, re.I) else None
+
+
+def _cause_words(row: Row) -> str:
+    for value in (row.get("death_cause") or {}).values():
+        if isinstance(value, Mapping):
+            return str(value.get("error_message") or value)
+    return "no reason given"
+
+
+def _demands(rows: Iterable[Row]) -> list[Demand]:
+    """Equal ones together, the oldest's time for all."""
+    counts: Counter[tuple[str, tuple[tuple[str, float], ...], tuple[tuple[str, str], ...]]] = Counter()
+    oldest: dict[Any, float] = {}  # Any: the same keys
+    for row in rows:
+        what = row.get("name") or row.get("func_or_class_name") or row.get("class_name") or "a task"
+        key = (what, tuple(sorted(_resources(row).items())), tuple(sorted((row.get("label_selector") or {}).items())))
+        counts[key] += 1
+        made = _seconds(row.get("creation_time_ms") or row.get("start_time_ms"))
+        if made is not None:
+            oldest[key] = min(oldest.get(key, made), made)
+    return [
+        Demand(what, dict(resources), dict(labels), count, oldest.get((what, resources, labels)))
+        for (what, resources, labels), count in counts.items()
+    ]
+
+
+def _gang(row: Row) -> Gang:
+    stats = row.get("stats") or {}
+    name = row.get("name") or f"placement group {row['placement_group_id'][:8]}"
+    bundles = tuple(
+        Demand(f"a bundle of {name}", _resources(bundle, "unit_resources"), dict(bundle.get("label_selector") or {}))
+        for bundle in row.get("bundles") or ()
+    )
+    created = stats.get("creation_request_received_ns")
+    return Gang(
+        name, bundles, "STRICT_SPREAD" in json.dumps(row, default=str), float(created) / 1e9 if created else None
+    )
+
+
+def _resources(row: Row, key: str = "required_resources") -> dict[str, float]:
+    return {name: float(n) for name, n in (row.get(key) or {}).items() if not _INTERNAL.match(name) and float(n) > 0}
+
+
+def _seconds(milliseconds: Any) -> float | None:  # Any: a number, or text that Ray made for people
+    try:
+        return float(milliseconds) / 1000
+    except (TypeError, ValueError):
+        return None
+
+
+# --- reading
+
+
+def _read_ray(settings: Settings) -> RayState:
+    get = _Getter(settings)
+    return RayState(
+        jobs=get("/api/jobs/"),
+        tasks=get.state("tasks", "state", "FINISHED"),
+        actors=get.state("actors", "state", "DEAD_AND_GONE"),
+        placement_groups=get.state("placement_groups", "state", "REMOVED"),
+        applications=get("/api/serve/applications/").get("applications") or {},
+        cluster=_read_gcs(settings),
+    )
+
+
+class _Getter:
+    """GET on the dashboard, with the cluster's token."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.dashboard_url
+        token = settings.token_path.read_text().strip() if settings.token_path else ""
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def __call__(self, path: str, **params: Any) -> Any:  # Any: JSON
+        import httpx
+
+        try:
+            answer = httpx.get(self._url + path, params=params, headers=self._headers, timeout=30)
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise ClusterNotUp(
+                f"the cluster does not answer: {error}", where=self._url, do="heliostat status, then heliostat up"
+            ) from error
+        return answer.json()
+
+    def state(self, what: str, key: str, excluded: str) -> list[Row]:
+        """Rows of Ray's state API, without those whose `key` is `excluded`."""
+        answer = self(
+            f"/api/v0/{what}", detail=1, limit=LIMIT, filter_keys=key, filter_predicates="!=", filter_values=excluded
+        )
+        result = answer["data"]["result"]
+        rows = result["result"] if isinstance(result, Mapping) else result
+        return list(rows)
+
+
+def _read_gcs(settings: Settings) -> Row:
+    if settings.token_path is not None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.token_path)
+    from google.protobuf.json_format import MessageToDict
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module
+    from ray.core.generated import autoscaler_pb2
+
+    try:
+        reply = autoscaler_pb2.GetClusterStatusReply()
+        reply.ParseFromString(GcsClient(address=settings.gcs_address).get_cluster_status())
+    except RuntimeError as error:
+        raise ClusterNotUp(
+            f"the GCS does not answer: {error}", where=settings.gcs_address, do="heliostat status, then heliostat up"
+        ) from error
+    found: dict[str, Any] = MessageToDict(reply)
+    for state in (found.get("clusterResourceState") or {}).get("nodeStates", ()):
+        state["nodeId"] = _hex(state.get("nodeId", ""))
+    return found
+
+
+def _hex(base64_id: str) -> str:
+    import base64
+
+    return base64.b64decode(base64_id).hex()

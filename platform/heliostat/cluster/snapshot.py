@@ -7,14 +7,14 @@ and the provider's records (nodes that start, before Ray knows of them). Nothing
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from heliostat.cluster import autoscaling
@@ -75,13 +75,15 @@ def make_snapshot(
     free, head_free = _free(ray.cluster)
     groups = tuple(_group(name, definition) for name in definition.groups)
     holders = _holders(ray, names)
+    facts = tuple(_refusals(ray.cluster, groups, limits))
+    living = [_node(record, definition, free, holders) for record in records if record.ended_at is None]
     starts = [record.ready_at - record.started_at for record in records if record.ready_at]
     return Snapshot(
         at,
         groups,
-        tuple(_node(record, definition, free, holders) for record in records if record.ended_at is None),
+        (*living, *_asked_for(ray.cluster, records, (fact.group for fact in facts))),
         (*_jobs(ray, names), *_apps(ray, definition, names)),
-        tuple(_refusals(ray.cluster, groups, at)),
+        facts,
         Group(HEAD, {"CPU": definition.head.cpus, "GPU": 0}, {autoscaling.LABEL_ROLE: HEAD}, 1, 1),
         head_free,
         statistics.median(starts) if starts else None,
@@ -132,19 +134,33 @@ def _free(cluster: Row) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     return nodes, head
 
 
-def _refusals(cluster: Row, groups: Sequence[Group], at: float) -> Iterator[Fact]:
-    """The launches that the autoscaler gave up, the provider's words with them."""
-    known = {group.name for group in groups}
-    for failed in (cluster.get("autoscalingState") or {}).get("failedInstanceRequests", ()):
-        group = failed.get("rayNodeTypeName", "")
-        if group in known:
-            when = float(failed.get("failedTs") or failed.get("startTs") or at)
-            yield Fact("no-capacity", group, _provider_words(failed.get("reason", "")), when)
+def _refusals(cluster: Row, groups: Sequence[Group], limits: Mapping[str, int]) -> Iterator[Fact]:
+    """The launches that the autoscaler gave up. Ray 2.60 keeps when and not why; a game day's limit is known here."""
+    for group in groups:
+        times = sorted(
+            float(failed.get("failedTs") or failed.get("startTs") or 0)
+            for failed in (cluster.get("autoscalingState") or {}).get("failedInstanceRequests", ())
+            if failed.get("rayNodeTypeName") == group.name
+        )
+        if not times:
+            continue
+        limit = limits.get(group.name)
+        why = "insufficient capacity" if limit is None else f"insufficient capacity, {limit} nodes to be had"
+        gaps = [later - earlier for earlier, later in pairwise(times[-10:])]
+        every = statistics.median(gaps) if gaps else None
+        yield Fact("no-capacity", group.name, why, times[-1], len(times), times[0], every)
 
 
-def _provider_words(reason: str) -> str:
-    found = re.search(r"insufficient capacity[^\n]*", reason)
-    return found[0] if found else reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+def _asked_for(cluster: Row, records: Sequence[NodeRecord], refused: Iterable[str]) -> Iterator[Node]:
+    """Nodes that the autoscaler has asked for and the provider has not begun: it starts one after another."""
+    starting = Counter(record.group for record in records if record.ended_at is None and not record.ready_at)
+    held_back = set(refused)  # asked for again and again, and refused
+    for request in (cluster.get("autoscalingState") or {}).get("pendingInstanceRequests", ()):
+        group = request.get("rayNodeTypeName", "")
+        count = int(request.get("count") or 0) - starting[group]
+        if group not in held_back:
+            for number in range(count):
+                yield Node(f"{group} (asked for, {number + 1})", group, False, float(request.get("requestTs") or 0))
 
 
 # --- work
@@ -194,7 +210,7 @@ def _jobs(ray: RayState, names: Mapping[str, str]) -> Iterator[Work]:
             (job.get("start_time") or 0) / 1000 or None,
             (*tasks, *actors),
             groups,
-            ray.cluster,
+            _strategies(ray.cluster),
             _environment_error(message if phase in ("failed", "pending") else "", (*tasks, *actors)),
         )
 
@@ -213,10 +229,10 @@ def _apps(ray: RayState, definition: ClusterDefinition, names: Mapping[str, str]
         phase: Phase = "failed" if failed else "running" if replicas or living else "asleep"
         starting = sum(replica.get("state") == "STARTING" and bool(replica.get("node_id")) for replica in replicas)
         work = _work(
-            name, "app", phase, message, app.get("last_deployed_time_s"), rows, [], ray.cluster,
+            name, "app", phase, message, app.get("last_deployed_time_s"), rows, [], {},
             _environment_error(message, rows),
         )  # fmt: skip
-        yield Work(**{**vars(work), "loading": max(work.loading, starting)})
+        yield replace(work, loading=max(work.loading, starting))
 
 
 def _work(
@@ -227,7 +243,7 @@ def _work(
     since: float | None,
     rows: Sequence[Row],
     groups: Sequence[Row],
-    cluster: Row,
+    strategies: Mapping[str, str],
     error: str | None,
 ) -> Work:
     own = [row for row in rows if row.get("type") not in ("ACTOR_TASK", "DRIVER_TASK", "ACTOR_CREATION_TASK")]
@@ -238,8 +254,8 @@ def _work(
         phase,
         message,
         since,
-        tuple(_demands(row for row in waiting if not row.get("placement_group_id"))),
-        tuple(_gang(row) for row in groups if row.get("state") in ("PENDING", "RESCHEDULING")),
+        tuple(_demands([row for row in waiting if not row.get("placement_group_id")], own)),
+        tuple(_gang(row, strategies) for row in groups if row.get("state") in ("PENDING", "RESCHEDULING")),
         running=sum(row.get("state") in _RUNNING for row in own),
         waiting_for_input=sum(row.get("state") in _WAITING_FOR_INPUT for row in own),
         loading=sum(row.get("state") == "PENDING_CREATION" and bool(row.get("node_id")) for row in own),
@@ -249,47 +265,59 @@ def _work(
 
 def _environment_error(message: str, rows: Sequence[Row]) -> str | None:
     for row in rows:
-        cause = json.dumps(row.get("death_cause") or {}, default=str)
-        if row.get("error_type") == "RUNTIME_ENV_SETUP_FAILED" or "runtime_env_failed" in cause.lower():
-            return str(row.get("error_message") or _cause_words(row))
-    return message if re.search(r"runtime.?env.{0,40}(fail|error)|RuntimeEnvSetupError", message, re.I) else None
+        cause = row.get("death_cause") or {}
+        if row.get("error_type") == "RUNTIME_ENV_SETUP_FAILED" or any("runtime_env" in key for key in cause):
+            told = [str(value.get("error_message") or "") for value in cause.values() if isinstance(value, Mapping)]
+            return _last_words(row.get("error_message") or " ".join(told) or message)
+    failed = re.search(r"runtime.?env.{0,40}(fail|error)|RuntimeEnvSetupError", message, re.IGNORECASE)
+    return _last_words(message) if failed else None
 
 
-def _cause_words(row: Row) -> str:
-    for value in (row.get("death_cause") or {}).values():
-        if isinstance(value, Mapping):
-            return str(value.get("error_message") or value)
-    return "no reason given"
+def _last_words(message: str) -> str:
+    """The last line that names an error: Ray passes whole tracebacks on."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or ["no reason given"])[-1]
 
 
-def _demands(rows: Iterable[Row]) -> list[Demand]:
+Key = tuple[str, tuple[tuple[str, float], ...], tuple[tuple[str, str], ...]]
+
+
+def _key(row: Row) -> Key:
+    what = row.get("name") or row.get("func_or_class_name") or row.get("class_name") or "a task"
+    return what, tuple(sorted(_resources(row).items())), tuple(sorted((row.get("label_selector") or {}).items()))
+
+
+def _demands(waiting: Sequence[Row], own: Sequence[Row]) -> Iterator[Demand]:
     """Equal ones together, the oldest's time for all."""
-    counts: Counter[tuple[str, tuple[tuple[str, float], ...], tuple[tuple[str, str], ...]]] = Counter()
-    oldest: dict[Any, float] = {}  # Any: the same keys
-    for row in rows:
-        what = row.get("name") or row.get("func_or_class_name") or row.get("class_name") or "a task"
-        key = (what, tuple(sorted(_resources(row).items())), tuple(sorted((row.get("label_selector") or {}).items())))
-        counts[key] += 1
+    moving = Counter(_key(row) for row in own if row.get("type") == "NORMAL_TASK" and row.get("state") in _RUNNING)
+    oldest: dict[Key, float] = {}
+    for row in waiting:
         made = _seconds(row.get("creation_time_ms") or row.get("start_time_ms"))
         if made is not None:
-            oldest[key] = min(oldest.get(key, made), made)
-    return [
-        Demand(what, dict(resources), dict(labels), count, oldest.get((what, resources, labels)))
-        for (what, resources, labels), count in counts.items()
-    ]
+            oldest[_key(row)] = min(oldest.get(_key(row), made), made)
+    for key, count in Counter(map(_key, waiting)).items():
+        what, resources, labels = key
+        yield Demand(what, dict(resources), dict(labels), count, oldest.get(key), moving[key])
 
 
-def _gang(row: Row) -> Gang:
-    stats = row.get("stats") or {}
-    name = row.get("name") or f"placement group {row['placement_group_id'][:8]}"
+def _strategies(cluster: Row) -> dict[str, str]:
+    """How each waiting placement group is spread, by its id. The GCS tells it as id:strategy|state."""
+    gangs = (cluster.get("clusterResourceState") or {}).get("pendingGangResourceRequests", ())
+    told = [gang.get("details", "").partition(":") for gang in gangs]
+    return {pg_id: rest.partition("|")[0] for pg_id, _, rest in told}
+
+
+def _gang(row: Row, strategies: Mapping[str, str]) -> Gang:
+    pg_id = row["placement_group_id"]
+    name = row.get("name") or f"placement group {pg_id[:8]}"
     bundles = tuple(
         Demand(f"a bundle of {name}", _resources(bundle, "unit_resources"), dict(bundle.get("label_selector") or {}))
         for bundle in row.get("bundles") or ()
     )
-    created = stats.get("creation_request_received_ns")
-    return Gang(
-        name, bundles, "STRICT_SPREAD" in json.dumps(row, default=str), float(created) / 1e9 if created else None
-    )
+    created = (row.get("stats") or {}).get("creation_request_received_ns")
+    spread = strategies.get(pg_id) == "STRICT_SPREAD"
+    return Gang(name, bundles, spread, float(created) / 1e9 if created else None)
 
 
 def _resources(row: Row, key: str = "required_resources") -> dict[str, float]:
@@ -311,7 +339,7 @@ def _read_ray(settings: Settings) -> RayState:
     return RayState(
         jobs=get("/api/jobs/"),
         tasks=get.state("tasks", "state", "FINISHED"),
-        actors=get.state("actors", "state", "DEAD_AND_GONE"),
+        actors=get.state("actors"),
         placement_groups=get.state("placement_groups", "state", "REMOVED"),
         applications=get("/api/serve/applications/").get("applications") or {},
         cluster=_read_gcs(settings),
@@ -338,11 +366,10 @@ class _Getter:
             ) from error
         return answer.json()
 
-    def state(self, what: str, key: str, excluded: str) -> list[Row]:
+    def state(self, what: str, key: str | None = None, excluded: str | None = None) -> list[Row]:
         """Rows of Ray's state API, without those whose `key` is `excluded`."""
-        answer = self(
-            f"/api/v0/{what}", detail=1, limit=LIMIT, filter_keys=key, filter_predicates="!=", filter_values=excluded
-        )
+        without = {"filter_keys": key, "filter_predicates": "!=", "filter_values": excluded} if key else {}
+        answer = self(f"/api/v0/{what}", detail=1, limit=LIMIT, **without)
         result = answer["data"]["result"]
         rows = result["result"] if isinstance(result, Mapping) else result
         return list(rows)

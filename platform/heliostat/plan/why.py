@@ -10,8 +10,8 @@ A wait that will end by itself is told as such, and blames nobody.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from heliostat.errors import UsageError
@@ -79,13 +79,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Demand:
-    """Equal requests that Ray has not placed. `labels`: what the node has to carry, with Ray's operators (!, in())."""
+    """Equal requests that Ray has not placed. `labels`: what the node has to carry, with Ray's operators (!, in()).
+
+    `moving`: how many equal tasks of the same work run. They end, and make room for these; actors do not.
+    """
 
     what: str
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
     count: int = 1
     since: float | None = None
+    moving: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,18 @@ class Gang:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that was seen to go wrong with a group: `what`, in the words of whoever refused."""
+    """Something that was seen to go wrong with a group: `what`, in the words of whoever refused; last `at`.
+
+    `times` since `first_at`; `every_s`: how far its tries are apart, where they are known to go on.
+    """
 
     kind: FactKind
     group: str
     what: str
     at: float
-    retry_at: float | None = None
+    times: int = 1
+    first_at: float | None = None
+    every_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,8 @@ _ORDER: tuple[CauseId, ...] = (
 
 def _at_rest(work: Work) -> Cause:
     if work.phase == "asleep":
+        if work.message:
+            return Cause("asleep", f"it has no replicas: {_short(work.message)}", f"heliostat app deploy {work.name}")
         return Cause("asleep", "it has no replicas, for nobody has asked it lately", "a request wakes it")
     if work.phase == "failed":
         return Cause("ended", f"it has failed: {_short(work.message)}", f"heliostat job logs {work.name}")
@@ -220,7 +231,7 @@ def _at_rest(work: Work) -> Cause:
 def _unhindered(snapshot: Snapshot, work: Work) -> Cause:
     """Nothing that it asked for is unplaced."""
     if work.loading:
-        return Cause("loading", f"{_count(work.loading, 'replica')} on a node, loading", f"{NOTHING}; it says when")
+        return Cause("loading", f"{_count(work.loading, 'actor')} on a node, loading", NOTHING)
     if work.waiting_for_input and not work.running:
         return Cause("waits-for-input", _inputs(work), NOTHING)
     if work.phase == "pending":
@@ -241,10 +252,10 @@ def _demand(snapshot: Snapshot, work: Work, demand: Demand) -> Cause:
     suits = _suiting(snapshot, demand)
     if isinstance(suits, Cause):
         return suits
-    if work.running and _is_mine(snapshot, work, suits):
+    if demand.moving:
         return Cause(
             "waits-for-itself",
-            f"{_count(demand.count, 'task')} wait for {_count(work.running, 'task')} of its own that run",
+            f"{_count(demand.count, 'task')} wait for {_count(demand.moving, 'task')} of its own that run",
             f"{NOTHING}; to go faster, raise the upper bound of {_names(suits)}",
         )
     return _on_its_way(snapshot, demand, suits)
@@ -281,23 +292,13 @@ def _lacking(demand: Demand, groups: Sequence[Group]) -> str:
     return "all of it together"
 
 
-def _is_mine(snapshot: Snapshot, work: Work, suits: Sequence[Group]) -> bool:
-    """Whether every node that would suit is held by this work alone: then it waits for nobody but itself."""
-    names = {group.name for group in suits}
-    nodes = [node for node in snapshot.nodes if node.group in names and node.ready]
-    on_head = snapshot.head is not None and snapshot.head.name in names
-    others = {holder for node in nodes for holder in node.holders} - {work.name}
-    full = all(_living(snapshot, group) >= group.high for group in suits if group is not snapshot.head)
-    return bool(nodes or on_head) and not others and full
-
-
 def _on_its_way(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:
     """It could be placed. Why is it not yet?"""
     return (
         _stuck_start(snapshot, suits)
         or _starting(snapshot, suits)
         or _refused(snapshot, suits, demand.since)
-        or _full(snapshot, demand, suits)
+        or _full(snapshot, suits)
         or _not_yet(snapshot, demand, suits)
     )
 
@@ -343,19 +344,36 @@ def _refused(snapshot: Snapshot, suits: Sequence[Group], since: float | None) ->
     fact = _newest(snapshot, suits, "no-capacity", since=since)
     if fact is None:
         return None
-    wait = None if fact.retry_at is None else max(0.0, fact.retry_at - snapshot.at)
-    again = "" if wait is None else f"; the next try is in {_seconds(wait)}"
     return Cause(
         "no-capacity",
-        f"the market has no node for {fact.group}: {_short(fact.what)}{again}",
+        f"the market has no node for {fact.group}: {_short(fact.what)}{_tries(snapshot, fact)}",
         "wait, or let it run on a group of another market, zone or machine",
     )
 
 
-def _full(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause | None:
+def _tries(snapshot: Snapshot, fact: Fact) -> str:
+    """Since when, and when again."""
+    since = (
+        ""
+        if fact.first_at is None
+        else f"; refused {_count(fact.times, 'time')} in {_seconds(fact.at - fact.first_at)}"
+    )
+    if fact.every_s is None:
+        return since
+    wait = max(0.0, fact.at + fact.every_s - snapshot.at)
+    return f"{since}, the next try {'now' if wait < 1 else f'in {_seconds(wait)}'}"
+
+
+def _full(snapshot: Snapshot, suits: Sequence[Group]) -> Cause | None:
     groups = [group for group in suits if group is not snapshot.head]
     if any(_living(snapshot, group) < group.high for group in groups):
         return None
+    return _busy(snapshot, suits)
+
+
+def _busy(snapshot: Snapshot, suits: Sequence[Group]) -> Cause:
+    """Every node that there may be is in use."""
+    groups = [group for group in suits if group is not snapshot.head]
     names = {group.name for group in suits}
     holders = sorted({holder for node in snapshot.nodes if node.group in names for holder in node.holders})
     by = f", used by {', '.join(holders)}" if holders else ""
@@ -388,19 +406,29 @@ def _gang(snapshot: Snapshot, work: Work, gang: Gang) -> Cause:
             return suits
     if too_many := _never_together(snapshot, gang):
         return too_many
-    placed, missing = _place(snapshot, gang)
+    placed, missing = _fill(gang, _ready_rooms(snapshot))
     if missing is None:
         return Cause("node-starting", f"all {len(gang.bundles)} members of {gang.name} have room now", "wait for it")
-    suits = _suiting(snapshot, missing)
-    beneath = suits if isinstance(suits, Cause) else _on_its_way(snapshot, missing, suits)
-    if placed == 0 or (beneath.id == "node-starting" and placed < len(gang.bundles) - 1):
-        return beneath
-    last = "the last one" if placed == len(gang.bundles) - 1 else f"{len(gang.bundles) - placed} more"
+    possible, never = _fill(gang, [*_ready_rooms(snapshot), *_coming_rooms(snapshot)])
+    if never is not None:
+        beneath = _busy(snapshot, _groups_for(snapshot, never))
+        placed = possible
+    else:
+        beneath = _on_its_way(snapshot, replace(missing, since=gang.since), _groups_for(snapshot, missing))
+        if placed == 0:
+            return beneath
+    left = len(gang.bundles) - placed
+    last = "the last one" if left == 1 else f"{left} more"
     return Cause(
         "gang-waits",
         f"{placed} of {len(gang.bundles)} members of {gang.name} have room, and it waits for {last}: {beneath.what}",
         beneath.do,
     )
+
+
+def _groups_for(snapshot: Snapshot, demand: Demand) -> tuple[Group, ...]:
+    suits = _suiting(snapshot, demand)
+    return () if isinstance(suits, Cause) else suits
 
 
 def _never_together(snapshot: Snapshot, gang: Gang) -> Cause | None:
@@ -409,8 +437,7 @@ def _never_together(snapshot: Snapshot, gang: Gang) -> Cause | None:
     _, missing = _fill(gang, rooms)
     if missing is None:
         return None
-    suits = _suiting(snapshot, missing)
-    groups = suits if not isinstance(suits, Cause) else ()
+    groups = _groups_for(snapshot, missing)
     most = sum(group.high for group in groups)
     return Cause(
         "too-large",
@@ -427,10 +454,17 @@ class _Room:
     used: bool = False
 
 
-def _place(snapshot: Snapshot, gang: Gang) -> tuple[int, Demand | None]:
-    """How many bundles have room on the nodes that are ready, and the first that has none."""
-    ready = [node for node in snapshot.nodes if node.ready and not node.draining]
-    return _fill(gang, [_Room(dict(node.free), node.labels) for node in ready])
+def _ready_rooms(snapshot: Snapshot) -> list[_Room]:
+    return [_Room(dict(node.free), node.labels) for node in snapshot.nodes if node.ready and not node.draining]
+
+
+def _coming_rooms(snapshot: Snapshot) -> list[_Room]:
+    """Nodes that start, and those that may still be started."""
+    rooms = []
+    for group in snapshot.groups:
+        ready = sum(node.group == group.name and node.ready for node in snapshot.nodes)
+        rooms += [_Room(dict(group.resources), group.labels) for _ in range(group.high - ready)]
+    return rooms
 
 
 def _fill(gang: Gang, rooms: Sequence[_Room]) -> tuple[int, Demand | None]:
@@ -534,10 +568,3 @@ def _look(work: Work) -> str:
 def _short(text: str, limit: int = 200) -> str:
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
-
-
-def each_request(work: Work) -> Iterator[Demand]:
-    """Everything that the work asks for and has not."""
-    yield from work.demands
-    for gang in work.gangs:
-        yield from gang.bundles

@@ -50,10 +50,10 @@ HELD = node("t1", "train", by=("other",)), node("t2", "train", by=("other",))
         (cluster(), waiting(asks(8, **TRAIN)), "too-large", "no node of train has more than 1 GPU"),
         (cluster(*HELD), waiting(asks(**TRAIN)), "group-full", "train at its maximum of 2 nodes, used by other"),
         (
-            cluster(facts=(Fact("no-capacity", "train", "insufficient capacity", NOW - 3, NOW + 20),)),
+            cluster(facts=(Fact("no-capacity", "train", "insufficient capacity", NOW - 3, 7, NOW - 63, 23),)),
             waiting(asks(**TRAIN)),
             "no-capacity",
-            "no node for train: insufficient capacity; the next try is in 20s",
+            "insufficient capacity; refused 7 times in 1m, the next try in 20s",
         ),
         (
             cluster(node("t1", "train", ready=False, age=3)),
@@ -91,6 +91,18 @@ HELD = node("t1", "train", by=("other",)), node("t2", "train", by=("other",))
             "too-large",
             "trio needs 3 nodes at once, more than train may ever have (2 nodes)",
         ),
+        (
+            cluster(node("t1", "train", by=("other",))),
+            waiting(gangs=(Gang("pair", (asks(**TRAIN), asks(**TRAIN)), spread=True),)),
+            "gang-waits",
+            "1 of 2 members of pair have room, and it waits for the last one: train at its maximum of 2 nodes, used by",
+        ),
+        (
+            cluster(node("t1", "train", gpus=1), node("t2", "train", ready=False, age=3)),
+            waiting(gangs=(Gang("pair", (asks(**TRAIN), asks(**TRAIN)), spread=True),)),
+            "gang-waits",
+            "and it waits for the last one: node t2 of train has been starting for 3s",
+        ),
         (cluster(), waiting(asks(age=60, **TRAIN)), "unknown", "is not placed (for 1m)"),
     ],
 )  # fmt: skip
@@ -108,7 +120,7 @@ def test_a_cause_is_named_and_told(snapshot: Snapshot, work: Work, cause: str, w
         (waiting(phase="ended"), "ended"),
         (waiting(phase="pending", since=NOW - 3), "starting"),
         (waiting(waiting_for_input=3, running=1), "waits-for-input"),
-        (waiting(asks(count=46, **TRAIN), running=2), "waits-for-itself"),
+        (waiting(replace(asks(count=46, **TRAIN), moving=2), running=2), "waits-for-itself"),
         (waiting(kind="app", loading=1), "loading"),
         (waiting(kind="app", phase="asleep"), "asleep"),
     ],

@@ -30,6 +30,8 @@ HEAD = "head"
 _WAITING_FOR_NODE = ("PENDING_NODE_ASSIGNMENT", "PENDING_CREATION", "RESTARTING")
 _WAITING_FOR_INPUT = ("PENDING_ARGS_AVAIL", "DEPENDENCIES_UNREADY")
 _RUNNING = ("RUNNING", "RUNNING_IN_RAY_GET", "RUNNING_IN_RAY_WAIT", "SUBMITTED_TO_WORKER", "ALIVE")
+_NOT_ITSELF = ("ACTOR_TASK", "DRIVER_TASK", "ACTOR_CREATION_TASK")
+"""Rows of tasks that hold nothing of their own: the actor has a row."""
 _PHASES: Mapping[str, Phase] = {
     "PENDING": "pending", "RUNNING": "running", "SUCCEEDED": "ended", "STOPPED": "ended", "FAILED": "failed",
 }  # fmt: skip
@@ -74,9 +76,9 @@ def make_snapshot(
     names = _owners(ray, definition)
     free, head_free = _free(ray.cluster)
     groups = tuple(_group(name, definition) for name in definition.groups)
-    holders = _holders(ray, names)
+    held = _held(ray, names)
     facts = tuple(_refusals(ray.cluster, groups, limits))
-    living = [_node(record, definition, free, holders) for record in records if record.ended_at is None]
+    living = [_node(record, definition, free, held) for record in records if record.ended_at is None]
     starts = [record.ready_at - record.started_at for record in records if record.ready_at]
     return Snapshot(
         at,
@@ -103,7 +105,7 @@ def _node(
     record: NodeRecord,
     definition: ClusterDefinition,
     free: Mapping[str, Mapping[str, float]],
-    holders: Mapping[str, Iterable[str]],
+    held: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> Node:
     ray_id = record.ray_node_id or ""
     labels = autoscaling.labels(record.group, definition.groups[record.group])
@@ -115,7 +117,7 @@ def _node(
         free=free.get(ray_id, {}),
         labels=labels,
         draining=record.reason == "reclaimed",
-        holders=tuple(sorted(set(holders.get(ray_id, ())))),
+        held=held.get(ray_id, {}),
     )
 
 
@@ -171,14 +173,23 @@ def _owners(ray: RayState, definition: ClusterDefinition) -> dict[str, str]:
     return {row["job_id"]: row["submission_id"] for row in ray.jobs if row.get("job_id") and row.get("submission_id")}
 
 
-def _holders(ray: RayState, names: Mapping[str, str]) -> dict[str, list[str]]:
-    """Whose tasks and actors run on each node."""
-    found: dict[str, list[str]] = defaultdict(list)
+def _held(ray: RayState, names: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
+    """What each piece of work holds of each node, by Ray's node id, then by the work's name."""
+    found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for row in (*ray.tasks, *ray.actors):
-        placed = row.get("state") in _RUNNING and row.get("node_id") and row.get("type") != "ACTOR_TASK"
-        if placed and (_resources(row) or row.get("placement_group_id")):
-            found[row["node_id"]].append(_owner(row, names))
+        if row.get("state") in _RUNNING and row.get("node_id") and row.get("type") not in _NOT_ITSELF:
+            _add(found[row["node_id"]].setdefault(_owner(row, names), {}), _resources(row))
+    for group in ray.placement_groups:
+        for bundle in group.get("bundles") or ():
+            if bundle.get("node_id"):
+                owner = names.get(group.get("creator_job_id", ""), "a placement group")
+                _add(found[bundle["node_id"]].setdefault(owner, {}), _resources(bundle, "unit_resources"))
     return found
+
+
+def _add(total: dict[str, float], amounts: Mapping[str, float]) -> None:
+    for resource, amount in amounts.items():
+        total[resource] = total.get(resource, 0) + amount
 
 
 def _owner(row: Row, names: Mapping[str, str]) -> str:
@@ -246,7 +257,7 @@ def _work(
     strategies: Mapping[str, str],
     error: str | None,
 ) -> Work:
-    own = [row for row in rows if row.get("type") not in ("ACTOR_TASK", "DRIVER_TASK", "ACTOR_CREATION_TASK")]
+    own = [row for row in rows if row.get("type") not in _NOT_ITSELF]
     waiting = [row for row in own if row.get("state") in _WAITING_FOR_NODE and not row.get("node_id")]
     return Work(
         name,

@@ -32,13 +32,14 @@ CauseId = Literal[
     "running",
     "ended",
     "starting",
+    "being-placed",
     "waits-for-itself",
     "waits-for-input",
     "loading",
     "asleep",
 ]
 HEALTHY: frozenset[CauseId] = frozenset(
-    ("running", "ended", "starting", "waits-for-itself", "waits-for-input", "loading", "asleep")
+    ("running", "ended", "starting", "being-placed", "waits-for-itself", "waits-for-input", "loading", "asleep")
 )
 Phase = Literal["pending", "running", "ended", "failed", "asleep"]
 FactKind = Literal["quota", "image-pull", "no-capacity"]
@@ -47,6 +48,8 @@ JUST_ASKED_S = 10.0
 """The autoscaler looks every few seconds; a demand younger than this has not been seen by it, perhaps."""
 FACT_LIFE_S = 600.0
 """Facts older than this are of another time."""
+PLACING_S = 30.0
+"""Between room on a node and work that runs there: a worker process starts, a runtime environment is made."""
 DRIVER_START_S = 60.0
 """A driver that has not run for longer than this is not simply starting."""
 
@@ -62,8 +65,8 @@ class Node:
     free: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     draining: bool = False
-    holders: tuple[str, ...] = ()
-    """The work that runs on it, by name."""
+    held: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each piece of work, by name, holds of it."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +216,8 @@ def explain(snapshot: Snapshot, work: Work) -> Cause:
 # What is worth telling first where several requests wait: what no waiting cures.
 _ORDER: tuple[CauseId, ...] = (
     "no-such-label", "too-large", "image-pull", "quota", "gang-waits", "no-capacity", "group-full", "node-starting",
-    "unknown", "waits-for-itself", "waits-for-input", "loading", "starting", "running", "ended", "asleep",
-    "runtime-env",
+    "unknown", "being-placed", "waits-for-itself", "waits-for-input", "loading", "starting", "running", "ended",
+    "asleep", "runtime-env",
 )  # fmt: skip
 
 
@@ -256,7 +259,7 @@ def _demand(snapshot: Snapshot, work: Work, demand: Demand) -> Cause:
         return Cause(
             "waits-for-itself",
             f"{_count(demand.count, 'task')} wait for {_count(demand.moving, 'task')} of its own that run",
-            f"{NOTHING}; to go faster, raise the upper bound of {_names(suits)}",
+            f"{NOTHING}; to go faster, raise the upper bound of {_names(_only_groups(snapshot, suits))}",
         )
     return _on_its_way(snapshot, demand, suits)
 
@@ -294,11 +297,16 @@ def _lacking(demand: Demand, groups: Sequence[Group]) -> str:
 
 def _on_its_way(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:
     """It could be placed. Why is it not yet?"""
+    return _room_now(snapshot, demand, suits) or _node_to_come(snapshot, demand, suits)
+
+
+def _node_to_come(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:
+    """What there is has no room for it. Why is there not more?"""
     return (
         _stuck_start(snapshot, suits)
         or _starting(snapshot, suits)
         or _refused(snapshot, suits, demand.since)
-        or _full(snapshot, suits)
+        or _full(snapshot, demand, suits)
         or _not_yet(snapshot, demand, suits)
     )
 
@@ -313,6 +321,25 @@ def _stuck_start(snapshot: Snapshot, suits: Sequence[Group]) -> Cause | None:
         f"a node of {fact.group} cannot pull its image: {_short(fact.what)}",
         "check the image's name and tag, and that the nodes may read the registry",
     )
+
+
+def _room_now(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause | None:
+    """Ray has not placed it yet, or has and is making ready what it runs in."""
+    names = {group.name for group in suits}
+    rooms = [
+        node
+        for node in snapshot.nodes
+        if node.group in names and node.ready and not node.draining and holds(node.free, demand.resources)
+    ]
+    on_head = snapshot.head in suits and holds(snapshot.head_free, demand.resources)
+    age = _age(snapshot, demand.since)
+    if not rooms and not on_head:
+        return None
+    newest = max((node.started_at for node in rooms), default=0.0)
+    if age is not None and min(age, snapshot.at - newest) > PLACING_S:
+        return None  # there has been room for long: something else is wrong
+    where = rooms[0].name if rooms else "the head"
+    return Cause("being-placed", f"{where} has room, and {demand.what} is being placed there", NOTHING)
 
 
 def _starting(snapshot: Snapshot, suits: Sequence[Group]) -> Cause | None:
@@ -353,30 +380,33 @@ def _refused(snapshot: Snapshot, suits: Sequence[Group], since: float | None) ->
 
 def _tries(snapshot: Snapshot, fact: Fact) -> str:
     """Since when, and when again."""
-    since = (
-        ""
-        if fact.first_at is None
-        else f"; refused {_count(fact.times, 'time')} in {_seconds(fact.at - fact.first_at)}"
-    )
+    since = f"; refused {_seconds(snapshot.at - fact.at)} ago"
+    if fact.times > 1 and fact.first_at is not None:
+        since = f"; refused {fact.times} times in {_seconds(fact.at - fact.first_at)}"
     if fact.every_s is None:
         return since
     wait = max(0.0, fact.at + fact.every_s - snapshot.at)
     return f"{since}, the next try {'now' if wait < 1 else f'in {_seconds(wait)}'}"
 
 
-def _full(snapshot: Snapshot, suits: Sequence[Group]) -> Cause | None:
-    groups = [group for group in suits if group is not snapshot.head]
-    if any(_living(snapshot, group) < group.high for group in groups):
+def _full(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause | None:
+    if any(_living(snapshot, group) < group.high for group in _only_groups(snapshot, suits)):
         return None
-    return _busy(snapshot, suits)
+    return _busy(snapshot, demand, suits)
 
 
-def _busy(snapshot: Snapshot, suits: Sequence[Group]) -> Cause:
-    """Every node that there may be is in use."""
-    groups = [group for group in suits if group is not snapshot.head]
+def _busy(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:
+    """Every node that there may be is in use; by those that hold what the demand lacks there."""
     names = {group.name for group in suits}
-    holders = sorted({holder for node in snapshot.nodes if node.group in names for holder in node.holders})
-    by = f", used by {', '.join(holders)}" if holders else ""
+    holders = {
+        holder
+        for node in snapshot.nodes
+        if node.group in names
+        for holder, held in node.held.items()
+        if any(held.get(resource, 0) and node.free.get(resource, 0) < n for resource, n in demand.resources.items())
+    }
+    by = f", used by {', '.join(sorted(holders))}" if holders else ""
+    groups = _only_groups(snapshot, suits)
     bounds = " and ".join(f"{group.name} at its maximum of {_count(group.high, 'node')}" for group in groups)
     return Cause(
         "group-full",
@@ -387,6 +417,7 @@ def _busy(snapshot: Snapshot, suits: Sequence[Group]) -> Cause:
 
 def _not_yet(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:
     age = _age(snapshot, demand.since)
+    suits = _only_groups(snapshot, suits) or suits
     if age is None or age < JUST_ASKED_S:
         return Cause("node-starting", f"a node of {_names(suits)} is about to be asked for{_since(age)}", "wait for it")
     return Cause(
@@ -408,13 +439,13 @@ def _gang(snapshot: Snapshot, work: Work, gang: Gang) -> Cause:
         return too_many
     placed, missing = _fill(gang, _ready_rooms(snapshot))
     if missing is None:
-        return Cause("node-starting", f"all {len(gang.bundles)} members of {gang.name} have room now", "wait for it")
+        return Cause("being-placed", f"all {len(gang.bundles)} members of {gang.name} have room now", NOTHING)
     possible, never = _fill(gang, [*_ready_rooms(snapshot), *_coming_rooms(snapshot)])
     if never is not None:
-        beneath = _busy(snapshot, _groups_for(snapshot, never))
+        beneath = _busy(snapshot, never, _groups_for(snapshot, never))
         placed = possible
     else:
-        beneath = _on_its_way(snapshot, replace(missing, since=gang.since), _groups_for(snapshot, missing))
+        beneath = _node_to_come(snapshot, replace(missing, since=gang.since), _groups_for(snapshot, missing))
         if placed == 0:
             return beneath
     left = len(gang.bundles) - placed
@@ -531,6 +562,11 @@ def _fact(snapshot: Snapshot, group: Group, kind: FactKind, since: float | None)
     oldest = max(snapshot.at - FACT_LIFE_S, since or 0.0, 0.0 if kind == "image-pull" else later)
     found = [fact for fact in snapshot.facts if (fact.kind, fact.group) == (kind, group.name) and fact.at >= oldest]
     return max(found, key=lambda fact: fact.at, default=None)
+
+
+def _only_groups(snapshot: Snapshot, suits: Sequence[Group]) -> list[Group]:
+    """Without the head, which no autoscaler makes more of."""
+    return [group for group in suits if group is not snapshot.head]
 
 
 def _living(snapshot: Snapshot, group: Group) -> int:

@@ -20,7 +20,7 @@ def group(name: str, *, gpus: float = 1, high: int = 2, **labels: str) -> Group:
 
 def node(name: str, of: str, *, gpus: float = 0, ready: bool = True, age: float = 60, by: tuple[str, ...] = ()) -> Node:
     free = {"CPU": 4.0, "GPU": gpus} if ready else {}
-    return Node(name, of, ready, NOW - age, free, {"heliostat.io/group": of}, holders=by)
+    return Node(name, of, ready, NOW - age, free, {"heliostat.io/group": of}, held={name: {"GPU": 1} for name in by})
 
 
 def asks(gpus: float = 1, *, age: float = 30, count: int = 1, **labels: str) -> Demand:
@@ -126,9 +126,21 @@ def test_a_cause_is_named_and_told(snapshot: Snapshot, work: Work, cause: str, w
     ],
 )
 def test_a_healthy_wait_blames_nobody(work: Work, cause: str) -> None:
-    mine = tuple(replace(node, holders=("nightly",)) for node in HELD)
+    mine = tuple(replace(node, held={"nightly": {"GPU": 1}}) for node in HELD)
     found = explain(cluster(*mine), work)
     assert (found.id, found.healthy) == (cause, True)
+
+
+def test_room_that_is_there_is_being_taken_and_not_for_ever() -> None:
+    new, old = node("t1", "train", gpus=1, age=5), node("t1", "train", gpus=1, age=90)
+    assert explain(cluster(new), waiting(asks(**TRAIN))).id == "being-placed"
+    assert explain(cluster(old), waiting(asks(age=5, **TRAIN))).id == "being-placed"
+    assert explain(cluster(old), waiting(asks(age=80, **TRAIN))).id == "unknown"
+
+
+def test_who_holds_only_what_is_not_lacking_is_not_blamed() -> None:
+    busy = tuple(replace(one, held={"gpu-user": {"GPU": 1}, "cpu-user": {"CPU": 1}}) for one in HELD)
+    assert explain(cluster(*busy), waiting(asks(**TRAIN))).what.endswith("used by gpu-user")
 
 
 def test_a_driver_that_does_not_start_is_not_healthy_for_ever() -> None:

@@ -329,7 +329,7 @@ def _room_now(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cau
     rooms = [
         node
         for node in snapshot.nodes
-        if node.group in names and node.ready and not node.draining and holds(node.free, demand.resources)
+        if node.group in names and node.ready and not node.draining and holds(_unclaimed(node, suits), demand.resources)
     ]
     on_head = snapshot.head in suits and holds(snapshot.head_free, demand.resources)
     age = _age(snapshot, demand.since)
@@ -340,6 +340,15 @@ def _room_now(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cau
         return None  # there has been room for long: something else is wrong
     where = rooms[0].name if rooms else "the head"
     return Cause("being-placed", f"{where} has room, and {demand.what} is being placed there", NOTHING)
+
+
+def _unclaimed(node: Node, suits: Sequence[Group]) -> dict[str, float]:
+    """What no known work holds. Ray takes it from what is free before the work is seen to run."""
+    total = next(group.resources for group in suits if group.name == node.group)
+    return {
+        resource: max(node.free.get(resource, 0), amount - sum(held.get(resource, 0) for held in node.held.values()))
+        for resource, amount in total.items()
+    }
 
 
 def _starting(snapshot: Snapshot, suits: Sequence[Group]) -> Cause | None:
@@ -499,10 +508,10 @@ def _coming_rooms(snapshot: Snapshot) -> list[_Room]:
 
 
 def _fill(gang: Gang, rooms: Sequence[_Room]) -> tuple[int, Demand | None]:
-    """First fit, the largest first: bundles of a gang are alike, where that is exact."""
+    """The largest bundle first, each where it fits most tightly: exact for bundles that are alike, as gangs' are."""
     placed, missing = 0, None
-    for bundle in sorted(gang.bundles, key=lambda b: -max(b.resources.values(), default=0)):
-        room = next((r for r in rooms if _takes(r, bundle, gang.spread)), None)
+    for bundle in sorted(gang.bundles, key=_size, reverse=True):
+        room = min((r for r in rooms if _takes(r, bundle, gang.spread)), key=_slack, default=None)
         if room is None:
             missing = missing or bundle
             continue
@@ -511,6 +520,14 @@ def _fill(gang: Gang, rooms: Sequence[_Room]) -> tuple[int, Demand | None]:
         room.used = True
         placed += 1
     return placed, missing
+
+
+def _size(bundle: Demand) -> tuple[float, str]:
+    return sum(bundle.resources.values()), str(sorted(bundle.labels.items()))
+
+
+def _slack(room: _Room) -> tuple[float, str]:
+    return sum(room.free.values()), str(sorted(room.labels.items()))
 
 
 def _takes(room: _Room, bundle: Demand, spread: bool) -> bool:

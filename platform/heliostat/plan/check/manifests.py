@@ -216,7 +216,7 @@ def _group(item: Field, default: Role | None, cluster: Field) -> Group:
         role=_role(labels, name) or default,
         market=_market(labels, selected),
         card=_card(labels, selected, instance),
-        mig=device.removeprefix("nvidia.com/mig-") if device and device.startswith("nvidia.com/mig-") else None,
+        mig=_part_of_card(device),
         gpus=gpus,
         resources=_ray_resources(item, container, gpus),
         labels=labels,
@@ -278,6 +278,13 @@ def _devices(container: Field) -> tuple[float, str | None]:
             if cards.is_device(key) and count:
                 return count, key
     return 0, None
+
+
+def _part_of_card(device: str | None) -> str | None:
+    """The MIG profile that the resource names, or "shared" for time slices; None for whole cards."""
+    if device and device.startswith("nvidia.com/mig-"):
+        return device.removeprefix("nvidia.com/mig-")
+    return "shared" if device and device.startswith("nvidia.com/gpu.") else None
 
 
 def _ray_resources(group: Field, container: Field, devices: float) -> dict[str, float]:

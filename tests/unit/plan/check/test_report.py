@@ -187,6 +187,14 @@ def test_a_bare_manifest_has_no_findings_that_it_gives_no_ground_for() -> None:
     assert {finding.rule for finding in check_text(bare).findings} <= {"missing-tags", "dashboard-without-auth"}
 
 
+def test_time_slices_of_a_gpu_are_not_counted_as_gpus() -> None:
+    text = (ROOT / "tests" / "manifests" / "bad-job-left-behind.yaml").read_text()
+    shared = text.replace('{num-gpus: "4"}', "{}").replace("nvidia.com/gpu: 1}", "nvidia.com/gpu.shared: 4}")
+    assert shared.count("gpu.shared") == 1
+    told = [finding.what for finding in check_text(shared).findings if finding.rule == "pod-not-on-instance"]
+    assert not [what for what in told if "GPUs" in what]
+
+
 def test_the_page_of_rules_is_made_from_the_code() -> None:
     assert (ROOT / "docs" / "rules.md").read_text() == explain("all"), (
         "after a change of a rule: heliostat check --explain all > docs/rules.md"

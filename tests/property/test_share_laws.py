@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliostat.errors import UsageError
@@ -43,6 +43,7 @@ def whole(running: list[Request], capacity: dict[str, int]) -> list[Running]:
     return found
 
 
+@settings(deadline=None)
 @given(queues, queues, capacities, usages, policies)
 def test_gangs_start_whole_and_never_beyond_capacity(
     queue: list[Request], others: list[Request], capacity: dict[str, int], usage: dict[str, float], policy: Policy
@@ -57,6 +58,7 @@ def test_gangs_start_whole_and_never_beyond_capacity(
     assert sorted([*made.start, *(wait.job for wait in made.waits)]) == sorted(by_name)
 
 
+@settings(deadline=None)
 @given(queues, capacities, usages, policies)
 def test_an_empty_cluster_with_work_that_fits_always_starts_some(
     queue: list[Request], capacity: dict[str, int], usage: dict[str, float], policy: Policy
@@ -67,6 +69,7 @@ def test_an_empty_cluster_with_work_that_fits_always_starts_some(
         assert bool(fitting) is bool(set(made.start) & set(fitting))
 
 
+@settings(deadline=None)
 @given(queues, queues, capacities, usages, policies, st.randoms())
 def test_the_order_in_which_things_are_told_decides_nothing(
     queue: list[Request],
@@ -83,6 +86,7 @@ def test_the_order_in_which_things_are_told_decides_nothing(
     assert decide(queue, running, capacity, usage, policy, now=2000) == first
 
 
+@settings(deadline=None)
 @given(queues, queues, capacities, usages, policies)
 def test_only_jobs_of_teams_above_their_share_are_asked_to_leave_and_never_in_vain(
     queue: list[Request], others: list[Request], capacity: dict[str, int], usage: dict[str, float], policy: Policy

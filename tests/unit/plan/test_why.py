@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliostat.errors import UsageError
@@ -242,6 +242,7 @@ selectors = st.one_of(st.just({}), names.map(lambda name: {"heliostat.io/group":
 demands = st.builds(lambda gpus, labels: Demand("task", {"GPU": gpus}, labels, 1, NOW - 20), amounts, selectors)
 
 
+@settings(deadline=None)
 @given(snapshots, demands)
 def test_only_what_no_group_could_ever_hold_is_called_hopeless(snapshot: Snapshot, demand: Demand) -> None:
     possible = any(
@@ -252,6 +253,7 @@ def test_only_what_no_group_could_ever_hold_is_called_hopeless(snapshot: Snapsho
     assert hopeless is not possible
 
 
+@settings(deadline=None)
 @given(snapshots, st.lists(demands, max_size=3), st.lists(demands, min_size=1, max_size=4), st.booleans())
 def test_the_order_of_things_changes_no_answer(
     snapshot: Snapshot, loose: list[Demand], bundles: list[Demand], spread: bool
@@ -267,6 +269,7 @@ def test_the_order_of_things_changes_no_answer(
     assert first.do
 
 
+@settings(deadline=None)
 @given(snapshots, demands, names)
 def test_one_more_node_of_room_never_makes_a_request_hopeless(snapshot: Snapshot, demand: Demand, name: str) -> None:
     raised = tuple(replace(g, high=g.high + 1) if g.name == name else g for g in snapshot.groups)

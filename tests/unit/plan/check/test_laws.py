@@ -60,7 +60,7 @@ def test_a_manifest_with_anything_anywhere_gives_a_report_or_a_usage_error(data:
     documents = copy.deepcopy(data.draw(st.sampled_from(MANIFESTS)))
     for _ in range(data.draw(st.integers(1, 2))):
         place = data.draw(st.sampled_from([place for place in places(documents) if place]))
-        put(documents, place, data.draw(junk))
+        put(documents, place, copy.deepcopy(data.draw(junk)))
     text = "\n---\n".join(json.dumps(document) for document in documents)
     told = check(text)
     if isinstance(told, UsageError):
@@ -82,6 +82,7 @@ def test_any_valid_definition_gets_a_report_whose_places_are_in_it(data: dict[st
         assert finding.do
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), st.text("ab \t#", max_size=20))
 def test_comments_and_blank_lines_move_a_finding_and_change_nothing_else(lines: int, comment: str) -> None:
     path = Path(__file__).parents[3] / "manifests" / "bad-70b-on-l4.yaml"
@@ -94,6 +95,7 @@ def test_comments_and_blank_lines_move_a_finding_and_change_nothing_else(lines: 
 KEYS = st.text("ab.[]\"'/ ", max_size=8)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.integers(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner)))
 def test_every_path_of_a_document_has_a_line(value: object) -> None:
     (document,) = read_documents(json.dumps({"root": value}, indent=1), "file")

@@ -278,6 +278,9 @@ def _suiting(snapshot: Snapshot, demand: Demand) -> tuple[Group, ...] | Cause:
     suits = tuple(group for group in labelled if group.high > 0 and holds(group.resources, demand.resources))
     if suits:
         return suits
+    if not any(group.high for group in labelled):
+        told = f"{demand.what} could run on {_names(labelled)}, which may have no nodes"
+        return Cause("too-large", told, f"raise the upper bound of {_names(labelled)}")
     where = f" of {', '.join(group.name for group in labelled)}" if demand.labels else ""
     lacking = _lacking(demand, labelled)
     return Cause(

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from heliostat.errors import UsageError
 from heliostat.plan.check import cards
 from heliostat.plan.check.model import Cluster, Group, Head, Kind, Market, ModelUse, Role, Spot, Work
 from heliostat.plan.check.yaml_file import Document, Field
@@ -52,20 +51,21 @@ def is_manifest(document: Document) -> bool:
 
 def read_clusters(documents: Sequence[Document]) -> list[tuple[Cluster, Document]]:
     """Every cluster that the documents describe. A RayJob that runs on a cluster of another file has no groups."""
+    objects = [item for document in documents for item in _objects(document)]
     found: list[tuple[Cluster, Document]] = []
-    for document in documents:
-        root = document.root
-        api, kind = root["apiVersion"].text() or "", root["kind"].text() or ""
-        if kind == "List":
-            raise UsageError(
-                "a List is one document", where=document.file, do="write its items as documents of their own"
-            )
+    for item in objects:
+        api, kind = item["apiVersion"].text() or "", item["kind"].text() or ""
         if api.startswith("ray.io/") and kind in ("RayCluster", "RayService", "RayJob", "RayCronJob"):
-            found.append((_cluster(root, kind, documents), document))
+            found.append((_cluster(item, kind, objects), item.document))
     return found
 
 
-def _cluster(root: Field, kind: str, documents: Sequence[Document]) -> Cluster:
+def _objects(document: Document) -> list[Field]:
+    """The document's object, or those of its List."""
+    return list(document.root["items"].items()) if document.value.get("kind") == "List" else [document.root]
+
+
+def _cluster(root: Field, kind: str, objects: Sequence[Field]) -> Cluster:
     spec = root["spec"]
     if kind == "RayCronJob":
         spec, kind = spec["jobTemplate"], "RayJob"
@@ -91,9 +91,9 @@ def _cluster(root: Field, kind: str, documents: Sequence[Document]) -> Cluster:
         production=kind == "RayService" or _is_production(root),
         fault_tolerant=not cluster or _fault_tolerant(root, cluster),
         auth=not cluster or _auth(cluster),
-        exposed=_exposed(cluster["headGroupSpec"], documents, name),
+        exposed=_exposed(cluster["headGroupSpec"], objects, name),
         tags=_tags(root, cluster),
-        cpu_scalers=tuple(_cpu_scalers(documents, name)),
+        cpu_scalers=tuple(_cpu_scalers(objects, name)),
         places={
             "autoscaled": cluster["enableInTreeAutoscaling"].path if cluster else spec.path,
             "fault_tolerance": cluster["gcsFaultToleranceOptions"].path,
@@ -128,15 +128,15 @@ def _auth(cluster: Field) -> bool:
     return cluster["authOptions"]["mode"].text() == "token" or by_environment
 
 
-def _exposed(head: Field, documents: Sequence[Document], name: str) -> str | None:
+def _exposed(head: Field, objects: Sequence[Field], name: str) -> str | None:
     service = head["serviceType"].text()
     if service in EXPOSING:
         return f"serviceType: {service}"
     if head["enableIngress"].flag():
         return "enableIngress: true"
-    for document in documents:
-        if document.value.get("kind") == "Ingress" and f"{name}-head-svc" in json.dumps(document.value, default=str):
-            return f"the Ingress {document.root['metadata']['name'].text()}"
+    for item in objects:
+        if item["kind"].text() == "Ingress" and f"{name}-head-svc" in json.dumps(item.value, default=str):
+            return f"the Ingress {item['metadata']['name'].text()}"
     return None
 
 
@@ -157,18 +157,18 @@ def _tags(root: Field, cluster: Field) -> frozenset[str]:
     return frozenset(tag for tag, spellings in OWNER_TAGS.items() if keys & set(spellings))
 
 
-def _cpu_scalers(documents: Sequence[Document], name: str) -> Iterable[Spot]:
+def _cpu_scalers(objects: Sequence[Field], name: str) -> Iterable[Spot]:
     """HorizontalPodAutoscalers and KEDA's ScaledObjects that scale the cluster by CPU."""
-    for document in documents:
-        spec, kind = document.root["spec"], document.value.get("kind")
+    for item in objects:
+        spec, kind = item["spec"], item["kind"].text()
         if kind not in ("HorizontalPodAutoscaler", "ScaledObject"):
             continue
         target = spec["scaleTargetRef"]
-        ours = (target["apiVersion"].text() or "").startswith("ray.io/") or name in (target["name"].text() or "")
-        own = document.root["metadata"]["name"].text() or str(kind)
-        if not ours:
+        scaled = target["name"].text() or ""
+        if scaled != name and not scaled.startswith(f"{name}-"):
             continue
-        scaler = Spot(f"{kind} {own}", "metadata", line=document.line("spec"))
+        own = item["metadata"]["name"].text() or str(kind)
+        scaler = Spot(f"{kind} {own}", "metadata", line=spec.document.line(spec.path))
         for metric in spec["metrics"].items():
             if metric["resource"]["name"].text() == "cpu":
                 yield scaler

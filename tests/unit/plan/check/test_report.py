@@ -187,6 +187,19 @@ def test_a_bare_manifest_has_no_findings_that_it_gives_no_ground_for() -> None:
     assert {finding.rule for finding in check_text(bare).findings} <= {"missing-tags", "dashboard-without-auth"}
 
 
+def test_the_items_of_a_list_are_objects_like_others() -> None:
+    listed = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: ray.io/v1\n  kind: RayCluster\n  metadata: {name: a}\n"
+    report = check_text(listed + "  spec:\n    headGroupSpec:\n      rayStartParams: {num-gpus: '1'}\n")
+    assert ("head-takes-gpu-work", 9) in {(finding.rule, finding.line) for finding in report.findings}
+
+
+def test_an_autoscaler_of_something_else_is_not_ours() -> None:
+    text = (ROOT / "tests" / "manifests" / "bad-scaled-by-cpu.yaml").read_text()
+    other = text.replace("    kind: RayService\n    name: small-chat\n", "    kind: Deployment\n    name: web\n")
+    assert other != text
+    assert "cpu-autoscaling" not in {finding.rule for finding in check_text(other).findings}
+
+
 def test_time_slices_of_a_gpu_are_not_counted_as_gpus() -> None:
     text = (ROOT / "tests" / "manifests" / "bad-job-left-behind.yaml").read_text()
     shared = text.replace('{num-gpus: "4"}', "{}").replace("nvidia.com/gpu: 1}", "nvidia.com/gpu.shared: 4}")

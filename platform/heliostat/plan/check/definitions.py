@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from heliostat.definition import Application, ClusterDefinition, JobSpec, WorkerGroup
-from heliostat.plan.check.model import Cluster, Group, Head, ModelUse, Work
+from heliostat.plan.check.model import TRIAL_WORDS, Cluster, Group, Head, ModelUse, Work, words
 from heliostat.plan.params import ModelShape
 
 # Where a fabric is a field of the group; GKE attaches its own by the machine's type.
@@ -32,7 +32,7 @@ def read_definition(definition: ClusterDefinition, models: Mapping[str, ModelSha
         groups,
         tuple(works),
         embedded=platform is None,
-        production=platform is not None,
+        production=platform is not None and not (words(definition.name) | words(definition.namespace)) & TRIAL_WORDS,
         fault_tolerant=definition.head.state is not None,
         tags=frozenset({"team", "project"}),
         places={"fault_tolerance": "head"},

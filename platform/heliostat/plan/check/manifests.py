@@ -11,7 +11,20 @@ import re
 from collections.abc import Iterable, Sequence
 
 from heliostat.plan.check import cards
-from heliostat.plan.check.model import Cluster, Group, Head, Kind, Market, ModelUse, Role, Spot, Work
+from heliostat.plan.check.model import (
+    PRODUCTION_WORDS,
+    TRIAL_WORDS,
+    Cluster,
+    Group,
+    Head,
+    Kind,
+    Market,
+    ModelUse,
+    Role,
+    Spot,
+    Work,
+    words,
+)
 from heliostat.plan.check.yaml_file import Document, Field
 from heliostat.plan.params import shape_of_size
 from heliostat.plan.workload import Dtype
@@ -25,7 +38,6 @@ LABEL_ROLE = "heliostat.io/role"
 RAYS_OWN = ("ray.io/",)
 SERVING_WORDS = {"serve", "serving", "server", "inference", "infer", "predict"}
 TRAINING_WORDS = {"train", "training", "trainer", "trainers", "finetune", "finetuning", "pretrain"}
-PRODUCTION_WORDS = {"prod", "production", "prd", "live"}
 OWNER_TAGS = {
     "team": ("team", "owner", "squad"),
     "project": ("project", "cost-center", "cost-centre", "costcenter", "cost_center", "product", "application"),
@@ -88,7 +100,7 @@ def _cluster(root: Field, kind: str, objects: Sequence[Field]) -> Cluster:
         fixed_on_purpose="kueue.x-k8s.io/queue-name" in labels,
         elastic=any(_is_elastic(item) for item in cluster["workerGroupSpecs"].items()),
         ends_with_job=kind == "RayJob" and _ends(spec),
-        production=kind == "RayService" or _is_production(root),
+        production=_is_production(root, by_kind=kind == "RayService"),
         fault_tolerant=not cluster or _fault_tolerant(root, cluster),
         auth=not cluster or _auth(cluster),
         exposed=_exposed(cluster["headGroupSpec"], objects, name),
@@ -140,11 +152,13 @@ def _exposed(head: Field, objects: Sequence[Field], name: str) -> str | None:
     return None
 
 
-def _is_production(root: Field) -> bool:
+def _is_production(root: Field, *, by_kind: bool) -> bool:
+    """By its name, namespace or environment label; `by_kind`: unless one of these says that it is not."""
     metadata = root["metadata"]
-    said = [metadata["name"].text(), metadata["namespace"].text()]
-    said += [text for key, text in metadata["labels"].texts().items() if key.split("/")[-1].startswith("env")]
-    return any(_words(text or "") & PRODUCTION_WORDS for text in said)
+    said = words(metadata["name"].text()) | words(metadata["namespace"].text())
+    for key, text in metadata["labels"].texts().items():
+        said |= words(text) if key.split("/")[-1].startswith("env") else set()
+    return bool(said & PRODUCTION_WORDS) or (by_kind and not said & TRIAL_WORDS)
 
 
 def _tags(root: Field, cluster: Field) -> frozenset[str]:
@@ -390,7 +404,7 @@ def _fabric(item: Field, pod: Field, limits: Field) -> bool:
     networks = any(
         "networks" in key or "interfaces" in key for key in item["template"]["metadata"]["annotations"].names()
     )
-    words = (
+    interfaces = (
         "vpc.amazonaws.com/efa",
         "rdma/",
         "nvidia.com/rdma",
@@ -398,7 +412,7 @@ def _fabric(item: Field, pod: Field, limits: Field) -> bool:
         "mellanox.com/",
         "openshift.io/",
     )
-    return networks or any(key.startswith(words) for key in limits.names()) or pod["hostNetwork"].flag()
+    return networks or any(key.startswith(interfaces) for key in limits.names()) or pod["hostNetwork"].flag()
 
 
 def _shared_memory(item: Field, pod: Field, container: Field) -> tuple[str | None, float | None]:
@@ -428,14 +442,10 @@ def _env(container: Field) -> dict[str, str]:
 def _role(labels: dict[str, str], name: str) -> Role | None:
     if labels.get(LABEL_ROLE) in ("serving", "training"):
         return labels[LABEL_ROLE]  # type: ignore[return-value]  # one of the two
-    words = _words(name)
-    if words & SERVING_WORDS and not words & TRAINING_WORDS:
+    said = words(name)
+    if said & SERVING_WORDS and not said & TRAINING_WORDS:
         return "serving"
-    return "training" if words & TRAINING_WORDS and not words & SERVING_WORDS else None
-
-
-def _words(text: str) -> set[str]:
-    return set(re.split(r"[^a-z]+", text.lower()))
+    return "training" if said & TRAINING_WORDS and not said & SERVING_WORDS else None
 
 
 # --- work

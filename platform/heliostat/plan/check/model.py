@@ -6,6 +6,7 @@ file does not say is None, and no rule guesses at it: it stays silent instead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +17,14 @@ from heliostat.plan.workload import Dtype
 Kind = Literal["definition", "RayCluster", "RayService", "RayJob"]
 Role = Literal["serving", "training"]
 Market = Literal["on-demand", "spot", "reserved"]
+
+
+PRODUCTION_WORDS = {"prod", "production", "prd", "live"}
+TRIAL_WORDS = {"staging", "stage", "dev", "devel", "development", "test", "testing", "qa", "sandbox", "demo"}
+
+
+def words(text: str | None) -> set[str]:
+    return set(re.split(r"[^a-z]+", (text or "").lower())) - {""}
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,9 @@ RULES = (
         "No GCS fault tolerance in production",
         "A head that restarts has forgotten its workers: all applications go down with it. With its state in Redis, "
         "replicas answer on while a new head comes up.",
-        "gcsFaultToleranceOptions (in a definition: head.state). Asked of RayServices, definitions for Kubernetes, and "
-        "serving clusters whose name, namespace or environment label says production.",
+        "gcsFaultToleranceOptions (in a definition: head.state). Asked of RayServices and of definitions for "
+        "Kubernetes, unless name or namespace say staging, dev, test or the like; and of RayClusters that serve and "
+        "say production.",
         _no_fault_tolerance,
     ),
     Rule(

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[4]
 ON_KUBERNETES = ("aws", "gcp", "azure", "onprem")
 
 
-@pytest.mark.parametrize("name", [*ON_KUBERNETES, "laptop"])
+@pytest.mark.parametrize("name", [*ON_KUBERNETES, "aws-staging", "laptop"])
 def test_an_example_is_clean(name: str) -> None:
     report = check_file(ROOT / "cluster" / f"{name}.yaml")
     assert (report.findings, report.exit_code) == ((), 0)

@@ -87,7 +87,7 @@ def _cluster(root: Field, kind: str, objects: Sequence[Field]) -> Cluster:
     role: Role | None = {"RayService": "serving", "RayJob": "training"}.get(kind)  # type: ignore[assignment]
     groups = tuple(_group(item, role, cluster) for item in cluster["workerGroupSpecs"].items())
     known: Kind = kind  # type: ignore[assignment]  # one of the three, see above
-    works = _serve_works(spec["serveConfigV2"], groups) if kind == "RayService" else _job_works(spec, name, kind)
+    works = _serve_works(spec["serveConfigV2"]) if kind == "RayService" else _job_works(spec, name, kind)
     autoscaled = cluster["enableInTreeAutoscaling"].flag()
     return Cluster(
         name,
@@ -468,14 +468,26 @@ def _job_works(spec: Field, name: str, kind: str) -> list[Work]:
     return [Work(name, place, role="training", resources=resources, local_weights=weights, places=places)]
 
 
-def _serve_works(config: Field, groups: Sequence[Group]) -> list[Work]:
+def _serve_works(config: Field) -> list[Work]:
     works: list[Work] = []
     for app in config.embedded()["applications"].items():
         name = app["name"].text() or "default"
+        works += _by_environment(app, name)
         works += [_llm(item, name) for item in _inline(app["args"]["llm_configs"])]
         for deployment in app["deployments"].items():
             works.append(_deployment(deployment, name))
     return works
+
+
+def _by_environment(app: Field, name: str) -> list[Work]:
+    """A model that the application's environment names, as hand-written vLLM deployments do."""
+    place = app["runtime_env"]["env_vars"]
+    env = place.texts()
+    model, tensor = env.get("MODEL_ID", ""), env.get("TENSOR_PARALLELISM", "1")
+    if not model or not tensor.isdecimal() or env.get("PIPELINE_PARALLELISM", "1") != "1":
+        return []
+    use = _model(model, Field(None, place.path, place.document), max(1, int(tensor)))
+    return [Work(name, app.path, model=use, places={"model": place.path})] if use else []
 
 
 def _inline(configs: Field) -> list[Field]:

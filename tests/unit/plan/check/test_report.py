@@ -200,6 +200,39 @@ def test_an_autoscaler_of_something_else_is_not_ours() -> None:
     assert "cpu-autoscaling" not in {finding.rule for finding in check_text(other).findings}
 
 
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("meta-llama/Meta-Llama-3-8B-Instruct", True),
+        ("Qwen/Qwen2.5-32B-Instruct", False),
+        ("Qwen/Qwen2.5-32B-Instruct-AWQ", True),
+        ("mistralai/Mixtral-8x7B-v0.1", True),  # not known, so not blamed
+        ("my/own-model", True),
+    ],
+)
+def test_a_model_in_the_environment_is_sized_by_its_name(name: str, fits: bool) -> None:
+    text = f"""
+apiVersion: ray.io/v1
+kind: RayService
+metadata: {{name: llm}}
+spec:
+  serveConfigV2: |
+    applications:
+      - name: llm
+        import_path: serve:model
+        runtime_env:
+          env_vars: {{MODEL_ID: {name}}}
+  rayClusterConfig:
+    workerGroupSpecs:
+      - groupName: gpu
+        template:
+          spec:
+            nodeSelector: {{cloud.google.com/gke-accelerator: nvidia-l4}}
+            containers: [{{name: ray, image: "a:1", resources: {{limits: {{nvidia.com/gpu: 1}}}}}}]
+"""
+    assert ("model-too-large" not in {finding.rule for finding in check_text(text).findings}) is fits
+
+
 def test_time_slices_of_a_gpu_are_not_counted_as_gpus() -> None:
     text = (ROOT / "tests" / "manifests" / "bad-job-left-behind.yaml").read_text()
     shared = text.replace('{num-gpus: "4"}', "{}").replace("nvidia.com/gpu: 1}", "nvidia.com/gpu.shared: 4}")

@@ -85,12 +85,9 @@ def snapshot(platform: Platform) -> Snapshot:
 
 
 def submit(platform: Platform, name: str, code: str, **options: object) -> None:
-    from ray.job_submission import JobSubmissionClient
+    from heliostat.train.submit import _client  # it sets Ray's token before Ray is imported
 
-    from heliostat.train.submit import _client
-
-    client: JobSubmissionClient = _client(platform.settings)
-    client.submit_job(
+    _client(platform.settings).submit_job(
         submission_id=name,
         entrypoint=f"{shlex.quote(sys.executable)} -c {shlex.quote(START + code)}",
         runtime_env=options.get("runtime_env"),

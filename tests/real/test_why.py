@@ -133,6 +133,15 @@ def until(platform: Platform, name: str, cause: str, *, limit_s: float = LIMIT_S
     raise AssertionError(f"{name} was not found to be {cause} within {limit_s} s, but: {seen[-1:]}")
 
 
+def placed(platform: Platform, name: str) -> str:
+    """Waits until something of the job runs, not only its driver."""
+    deadline = time.monotonic() + LIMIT_S
+    while snapshot(platform).work(name).running == 0:
+        assert time.monotonic() < deadline, f"nothing of {name} runs"
+        time.sleep(0.3)
+    return name
+
+
 def stays_healthy(platform: Platform, name: str, cause: str, *, for_s: float = 6) -> None:
     until(platform, name, cause)
     began = time.monotonic()
@@ -164,13 +173,13 @@ def test_a_market_without_capacity(platform: Platform, job: Callable[..., str]) 
 
 def test_a_runtime_environment_that_fails(platform: Platform, job: Callable[..., str]) -> None:
     name = job("time.sleep(60)", name="bad-env", runtime_env={"working_dir": "https://127.0.0.1:1/none.zip"})
-    assert "refused" in until(platform, name, "runtime-env").what
+    assert "none.zip" in until(platform, name, "runtime-env").what
 
 
 def test_a_node_that_starts_then_a_group_at_its_maximum(platform: Platform, job: Callable[..., str]) -> None:
     first = job(task("serve"), name="holder")
     assert "serve" in until(platform, first, "node-starting").what
-    until(platform, first, "running")
+    until(platform, placed(platform, first), "running")
     second = job(task("serve"), name="group-full")
     assert "serve at its maximum of 1 node, used by holder" in until(platform, second, "group-full").what
 
@@ -178,7 +187,7 @@ def test_a_node_that_starts_then_a_group_at_its_maximum(platform: Platform, job:
 def test_a_gang_that_waits_for_its_last_member_and_one_that_never_fits(
     platform: Platform, job: Callable[..., str]
 ) -> None:
-    until(platform, job(task("train"), name="one-of-two"), "running")
+    placed(platform, job(task("train"), name="one-of-two"))
     pair = job(gang("train", 2), name="pair")
     found = until(platform, pair, "gang-waits")
     assert "1 of 2 members of gang have room, and it waits for the last one: train at its maximum" in found.what

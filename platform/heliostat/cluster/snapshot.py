@@ -30,6 +30,7 @@ HEAD = "head"
 _WAITING_FOR_NODE = ("PENDING_NODE_ASSIGNMENT", "PENDING_CREATION", "RESTARTING")
 _WAITING_FOR_INPUT = ("PENDING_ARGS_AVAIL", "DEPENDENCIES_UNREADY")
 _RUNNING = ("RUNNING", "RUNNING_IN_RAY_GET", "RUNNING_IN_RAY_WAIT", "SUBMITTED_TO_WORKER", "ALIVE")
+_ON_A_NODE = (*_RUNNING, "PENDING_CREATION", "RESTARTING")
 _NOT_ITSELF = ("ACTOR_TASK", "DRIVER_TASK", "ACTOR_CREATION_TASK")
 """Rows of tasks that hold nothing of their own: the actor has a row."""
 _PHASES: Mapping[str, Phase] = {
@@ -73,7 +74,8 @@ def make_snapshot(
     limits: Mapping[str, int],
 ) -> Snapshot:
     """Pure. `limits`: groups that a game day lets have so many nodes at most."""
-    names = _owners(ray, definition)
+    ray = replace(ray, actors=_with_creation(ray))
+    names = _owners(ray)
     free, head_free = _free(ray.cluster)
     groups = tuple(_group(name, definition) for name in definition.groups)
     held = _held(ray, names)
@@ -168,16 +170,30 @@ def _asked_for(cluster: Row, records: Sequence[NodeRecord], refused: Iterable[st
 # --- work
 
 
-def _owners(ray: RayState, definition: ClusterDefinition) -> dict[str, str]:
+def _owners(ray: RayState) -> dict[str, str]:
     """The work's name by Ray's job id."""
     return {row["job_id"]: row["submission_id"] for row in ray.jobs if row.get("job_id") and row.get("submission_id")}
+
+
+def _with_creation(ray: RayState) -> list[Row]:
+    """Actors with the time and the node of the task that makes them: their own rows have neither until they are ready,
+    however long a constructor loads."""
+    made = {row.get("actor_id"): row for row in ray.tasks if row.get("type") == "ACTOR_CREATION_TASK"}
+    return [
+        {
+            **actor,
+            "node_id": actor.get("node_id") or made.get(actor.get("actor_id"), {}).get("node_id"),
+            "creation_time_ms": made.get(actor.get("actor_id"), {}).get("creation_time_ms"),
+        }
+        for actor in ray.actors
+    ]
 
 
 def _held(ray: RayState, names: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
     """What each piece of work holds of each node, by Ray's node id, then by the work's name."""
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for row in (*ray.tasks, *ray.actors):
-        if row.get("state") in _RUNNING and row.get("node_id") and row.get("type") not in _NOT_ITSELF:
+        if row.get("state") in _ON_A_NODE and row.get("node_id") and row.get("type") not in _NOT_ITSELF:
             _add(found[row["node_id"]].setdefault(_owner(row, names), {}), _resources(row))
     for group in ray.placement_groups:
         for bundle in group.get("bundles") or ():

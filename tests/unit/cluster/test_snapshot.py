@@ -122,6 +122,22 @@ def test_a_gang_knows_its_strategy_from_the_gcs() -> None:
     )
 
 
+def test_an_actor_whose_constructor_runs_is_loading_and_holds_its_node() -> None:
+    actor = {"actor_id": "ab", "class_name": "Slow", "state": "PENDING_CREATION", "node_id": None, "job_id": "01000000"}
+    asked = {**actor, "required_resources": {"GPU": 1.0}}
+    made = task(1, "RUNNING", type="ACTOR_CREATION_TASK", name="Slow.__init__", actor_id="ab", node_id=NODE)
+    snapshot = taken([job(1, "a")], [made], record(ray_node_id=NODE), actors=[asked])
+    assert cause(snapshot, "a")[0] == "loading"
+    assert dict(snapshot.nodes[0].held) == {"a": {"GPU": 1.0}}
+
+
+def test_an_actor_without_a_node_waits_since_it_was_asked_for() -> None:
+    actor = {"actor_id": "ab", "class_name": "Slow", "state": "PENDING_CREATION", "node_id": None, "job_id": "01000000"}
+    made = task(1, "PENDING_NODE_ASSIGNMENT", type="ACTOR_CREATION_TASK", actor_id="ab")
+    (work,) = taken([job(1, "a")], [made], actors=[{**actor, "required_resources": {"GPU": 1.0}}]).works
+    assert [(demand.what, demand.since) for demand in work.demands] == [("Slow", pytest.approx(NOW - 30))]
+
+
 TRACEBACK = "runtime_env setup failed: Failed\nTraceback (most recent call last):\n  File x\nConnectionError: refused\n"
 
 

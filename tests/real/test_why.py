@@ -156,6 +156,15 @@ def test_a_label_that_no_group_has(platform: Platform, job: Callable[..., str]) 
     assert "heliostat.io/group=trian" in until(platform, name, "no-such-label").what
 
 
+def test_actors_that_have_no_node_are_not_said_to_load(platform: Platform, job: Callable[..., str]) -> None:
+    actor = (
+        "@ray.remote(num_gpus=1, label_selector={{'heliostat.io/group': {!r}}})\nclass Idle:\n    def ping(self): ...\n"
+    )
+    wait = "a, b = Idle.remote(), Idle.remote()\nray.get([a.ping.remote(), b.ping.remote()])\ntime.sleep(900)"
+    until(platform, job(actor.format("dry") + wait, name="dry-actor"), "no-capacity")
+    until(platform, job(actor.format("serve") + wait, name="full-actor"), "group-full")
+
+
 def test_a_request_larger_than_any_node(platform: Platform, job: Callable[..., str]) -> None:
     name = job(task(None, gpus=8), name="too-large")
     assert "no node has more than 1 GPU" in until(platform, name, "too-large").what

@@ -179,14 +179,42 @@ def _with_creation(ray: RayState) -> list[Row]:
     """Actors with the time and the node of the task that makes them: their own rows have neither until they are ready,
     however long a constructor loads."""
     made = {row.get("actor_id"): row for row in ray.tasks if row.get("type") == "ACTOR_CREATION_TASK"}
+    asked = _asked_of_nodes(ray.cluster)
     return [
         {
             **actor,
+            "leased": _shape(actor) not in asked,
             "node_id": actor.get("node_id") or made.get(actor.get("actor_id"), {}).get("node_id"),
             "creation_time_ms": made.get(actor.get("actor_id"), {}).get("creation_time_ms"),
         }
         for actor in ray.actors
     ]
+
+
+Shape = tuple[tuple[tuple[str, float], ...], tuple[str, ...]]
+
+
+def _asked_of_nodes(cluster: Row) -> set[Shape]:
+    """What the GCS still looks for nodes for: resources, and the keys of the labels. An actor that waits and is not
+    among it has been given a node; nothing else tells so while its constructor runs."""
+    shapes: set[Shape] = set()
+    for one in (cluster.get("clusterResourceState") or {}).get("pendingResourceRequests", ()):
+        request = one.get("request") or {}
+        keys = {
+            constraint.get("labelKey", "")
+            for selector in request.get("labelSelectors", ())
+            for constraint in selector.get("labelConstraints", ())
+        }
+        shapes.add((_amounts(request.get("resourcesBundle") or {}), tuple(sorted(keys))))
+    return shapes
+
+
+def _shape(row: Row) -> Shape:
+    return _amounts(_resources(row)), tuple(sorted(row.get("label_selector") or {}))
+
+
+def _amounts(resources: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:  # Any: numbers of JSON
+    return tuple(sorted((name, float(n)) for name, n in resources.items() if not _INTERNAL.match(name)))
 
 
 def _held(ray: RayState, names: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
@@ -325,7 +353,8 @@ def _demands(waiting: Sequence[Row], own: Sequence[Row]) -> Iterator[Demand]:
             oldest[_key(row)] = min(oldest.get(_key(row), made), made)
     for key, count in Counter(map(_key, waiting)).items():
         what, resources, labels = key
-        yield Demand(what, dict(resources), dict(labels), count, oldest.get(key), moving[key])
+        leased = any(row.get("leased") for row in waiting if _key(row) == key)
+        yield Demand(what, dict(resources), dict(labels), count, oldest.get(key), moving[key], leased)
 
 
 def _strategies(cluster: Row) -> dict[str, str]:

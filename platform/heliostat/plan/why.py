@@ -85,6 +85,7 @@ class Demand:
     """Equal requests that Ray has not placed. `labels`: what the node has to carry, with Ray's operators (!, in()).
 
     `moving`: how many equal tasks of the same work run. They end, and make room for these; actors do not.
+    `leased`: Ray asks no more nodes for these, so each has one, where a process or a constructor starts.
     """
 
     what: str
@@ -93,6 +94,7 @@ class Demand:
     count: int = 1
     since: float | None = None
     moving: int = 0
+    leased: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,8 @@ def _demand(snapshot: Snapshot, work: Work, demand: Demand) -> Cause:
     suits = _suiting(snapshot, demand)
     if isinstance(suits, Cause):
         return suits
+    if demand.leased:
+        return Cause("loading", f"{demand.what} has a node, and is being made ready there", NOTHING)
     if demand.moving:
         return Cause(
             "waits-for-itself",

@@ -134,8 +134,12 @@ def test_an_actor_whose_constructor_runs_is_loading_and_holds_its_node() -> None
 def test_an_actor_without_a_node_waits_since_it_was_asked_for() -> None:
     actor = {"actor_id": "ab", "class_name": "Slow", "state": "PENDING_CREATION", "node_id": None, "job_id": "01000000"}
     made = task(1, "PENDING_NODE_ASSIGNMENT", type="ACTOR_CREATION_TASK", actor_id="ab")
-    (work,) = taken([job(1, "a")], [made], actors=[{**actor, "required_resources": {"GPU": 1.0}}]).works
-    assert [(demand.what, demand.since) for demand in work.demands] == [("Slow", pytest.approx(NOW - 30))]
+    asked = {"pendingResourceRequests": [{"request": {"resourcesBundle": {"GPU": 1.0}, "labelSelectors": [{}]}}]}
+    rows = [{**actor, "required_resources": {"GPU": 1.0}}]
+    (work,) = taken([job(1, "a")], [made], actors=rows, resources=asked).works
+    assert [(d.what, d.since, d.leased) for d in work.demands] == [("Slow", pytest.approx(NOW - 30), False)]
+    placed = taken([job(1, "a")], [made], actors=rows)  # Ray asks for no node any more
+    assert cause(placed, "a")[0] == "loading"
 
 
 TRACEBACK = "runtime_env setup failed: Failed\nTraceback (most recent call last):\n  File x\nConnectionError: refused\n"

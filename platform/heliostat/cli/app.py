@@ -9,11 +9,13 @@ import typer
 
 from heliostat.cli import apply as on_kubernetes
 from heliostat.cli import render as rendering
+from heliostat.cli.check import check
 from heliostat.cli.cost import cost
 from heliostat.cli.model import model
 from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
 from heliostat.cli.rehearse import job_rehearse
+from heliostat.cli.why import why
 from heliostat.show import print_json, print_progress, print_table
 
 app = typer.Typer(
@@ -72,6 +74,8 @@ def down(
     print_progress(f"down: {len(ended)} processes of {name} ended, none left")
 
 
+app.command()(check)
+app.command()(why)
 app.command()(rendering.render)
 app.command()(rendering.schema)
 app.command()(rendering.preview)

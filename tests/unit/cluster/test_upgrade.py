@@ -37,7 +37,7 @@ EXPECTED = {
     "head.state.password_secret": NEW,
     **{f"groups.*.{field}": GROUP for field in OF_A_NODE},
     "store.region": HEAD,
-    "store.credentials_secret": NEW,  # Azure's example keeps no state of the head
+    "store.credentials_secret": HEAD,
     "auth.token_secret": NEW,
     "karpenter.node_role": HEAD,
     "karpenter.discovery": HEAD,
@@ -121,7 +121,8 @@ def test_a_group_can_be_added_and_removed_while_the_others_run() -> None:
 def test_a_head_without_state_takes_its_workers_along() -> None:
     change = ("head.cpus", 8)
     kept = preview(example("aws"), example("aws", change))
-    lost = preview(example("azure"), example("azure", change))
+    stateless = ("head.state", None)
+    lost = preview(example("aws", stateless), example("aws", stateless, change))
     assert (kept.effect, lost.effect) == (HEAD, NEW)
     assert "head.state is not set" in lost.changes[0].why
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 from heliostat.cluster import processes
 from heliostat.cluster.embedded import mark, read_record
+from heliostat.cluster.gcs import drain
 from heliostat.cluster.nodes import NodeRecord, emit_node_event, read_nodes, update_node
 from heliostat.errors import ClusterError, ClusterNotUp
 from heliostat.events import Spool
@@ -55,23 +54,9 @@ def reclaim(
     deadline = time.time() + notice_s
     if notice_s > 0:
         progress(f"notice to {node.node_id}: {notice_s:g} s")
-        _drain(settings, node, deadline)
+        drain(settings, str(node.ray_node_id), deadline=deadline)
         time.sleep(max(0.0, deadline - time.time()))
     killed = processes.kill_node(mark(record), node.node_id)
     progress(f"killed {killed} processes of {node.node_id}")
     emit_node_event(spool, "reclaimed", node)
     return node
-
-
-def _drain(settings: Settings, node: NodeRecord, deadline: float) -> None:
-    """In a process of its own: Ray reads its token settings once, and this process may have imported it without."""
-    env = dict(os.environ)
-    if settings.token_path is not None:
-        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(settings.token_path)}
-    command = [sys.executable, "-m", "heliostat.cluster.drain", settings.gcs_address, str(node.ray_node_id)]
-    done = subprocess.run(
-        [*command, str(int(deadline * 1000))], env=env, capture_output=True, text=True, timeout=60, check=False
-    )
-    if done.returncode != 0:
-        why = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise ClusterError(f"Ray refused the drain of {node.node_id}: {why}", do="reclaim with --notice 0s")

@@ -7,7 +7,6 @@ and the provider's records (nodes that start, before Ray knows of them). Nothing
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 import time
@@ -18,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from heliostat.cluster import autoscaling
+from heliostat.cluster.gcs import cluster_status
 from heliostat.cluster.nodes import NodeRecord, read_capacity, read_nodes
 from heliostat.definition import ClusterDefinition
 from heliostat.errors import ClusterNotUp
@@ -398,7 +398,7 @@ def _read_ray(settings: Settings) -> RayState:
         actors=get.state("actors"),
         placement_groups=get.state("placement_groups", "state", "REMOVED"),
         applications=get("/api/serve/applications/").get("applications") or {},
-        cluster=_read_gcs(settings),
+        cluster=cluster_status(settings),
     )
 
 
@@ -429,30 +429,3 @@ class _Getter:
         result = answer["data"]["result"]
         rows = result["result"] if isinstance(result, Mapping) else result
         return list(rows)
-
-
-def _read_gcs(settings: Settings) -> Row:
-    if settings.token_path is not None:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.token_path)
-    from google.protobuf.json_format import MessageToDict
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module
-    from ray.core.generated import autoscaler_pb2
-
-    try:
-        reply = autoscaler_pb2.GetClusterStatusReply()
-        reply.ParseFromString(GcsClient(address=settings.gcs_address).get_cluster_status())
-    except RuntimeError as error:
-        raise ClusterNotUp(
-            f"the GCS does not answer: {error}", where=settings.gcs_address, do="heliostat status, then heliostat up"
-        ) from error
-    found: dict[str, Any] = MessageToDict(reply)
-    for state in (found.get("clusterResourceState") or {}).get("nodeStates", ()):
-        state["nodeId"] = _hex(state.get("nodeId", ""))
-    return found
-
-
-def _hex(base64_id: str) -> str:
-    import base64
-
-    return base64.b64decode(base64_id).hex()

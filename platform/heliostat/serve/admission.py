@@ -6,9 +6,11 @@ the queue, for nothing: the model is busy either way. The idea is CoDel's (Nicho
 Delay", 2012): a good queue clears by itself, so a burst is let in whole; a standing one is cut down. CoDel looks at the
 shortest queue of an interval, but a batcher empties its queue whenever it takes a batch: so here it is idleness.
 
-How long a queue may stand follows from what a replica has at a load that it can carry. At 0.8 of capacity the wait in
-an M/D/1 queue exceeds ln(80)/0.43 = 10 services in one case of a hundred: that much is ordinary, and up to it nothing
-is refused. A service is the mean work of one request, so lists of texts have longer queues than single ones.
+How long a queue may stand: as long as the clients that wait for their answers make it. A pool of 32 connections, each
+of which sends its next request when it has an answer, keeps 32 waiting and is no overload; half as many again is room
+for a second one to begin. (At 0.8 of capacity the wait in an M/D/1 queue exceeds ln(80)/0.43 = 10 services in one case
+of a hundred: ordinary open load stays far below.) A service is the mean work of one request, so lists of texts have
+longer queues than single ones.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 
 from heliostat.inference.load import Load
 
-STANDING_SERVICES = 10
+STANDING_SERVICES = 48
 """Mean requests that may wait in a standing queue."""
 STANDING_S = 0.1
 """A replica that was not idle for this long has a queue that stands; CoDel's interval."""

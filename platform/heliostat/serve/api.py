@@ -92,10 +92,6 @@ class Api(Protocol):
         """Tokens (or items, where items cost one) that wait or run."""
 
     @property
-    def queued_seconds(self) -> float:
-        """Seconds of work before a new request, by the measured speed."""
-
-    @property
     def load(self) -> Load:
         """What waits, what runs and how fast, at this moment."""
 

@@ -172,10 +172,6 @@ class CompletionsApi:
         return self.loaded.model.engine.queued_tokens
 
     @property
-    def queued_seconds(self) -> float:
-        return self.loaded.model.engine.queued_seconds
-
-    @property
     def load(self) -> Load:
         return self.loaded.model.engine.load
 

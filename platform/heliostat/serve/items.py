@@ -153,10 +153,6 @@ class ItemsApi:
         return self._service.runner.queued_tokens
 
     @property
-    def queued_seconds(self) -> float:
-        return self._service.runner.queued_seconds
-
-    @property
     def load(self) -> Load:
         return self._service.runner.load
 

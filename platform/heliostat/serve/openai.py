@@ -86,10 +86,6 @@ class EmbeddingsApi:
         return self._service.runner.queued_tokens
 
     @property
-    def queued_seconds(self) -> float:
-        return self._service.runner.queued_seconds
-
-    @property
     def load(self) -> Load:
         return self._service.runner.load
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from heliostat.controller import LEASE_KEY, LEASE_S, take_lease
+from heliostat.controller.lease import LEASE_KEY, LEASE_S, take_lease
 from heliostat.store import Store
 
 pytestmark = pytest.mark.real

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heliostat.controller import AppState, awake_apps
+from heliostat.controller.serving import AppState, awake_apps
 from heliostat.definition import load
 from heliostat.serve.config import serve_config
 from heliostat.serve.desired import DesiredApp

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from heliostat.version import VERSION
 
+__version__ = VERSION
 __all__ = ["Platform", "__version__"]
 
 if TYPE_CHECKING:

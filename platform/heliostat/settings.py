@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from pydantic import (
 
 from heliostat.errors import SettingsError, UsageError
 from heliostat.names import check_name
+from heliostat.version import VERSION
 
 UP = "heliostat up cluster/laptop.yaml"
 _REVEAL = {"reveal": True}
@@ -87,6 +89,13 @@ class Settings(_Frozen):
     """The embedded cluster's folder; None for a cluster on Kubernetes."""
     project_root: Path | None = None
     """The folder that holds serve_apps/ and train_jobs/."""
+    written_by: str = ""
+    """The version of Heliostat that wrote the file."""
+
+    def token_header(self) -> dict[str, str]:
+        """What the dashboard's port wants to see; {} where the cluster has no token."""
+        token = self.token_path.read_text().strip() if self.token_path else ""
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     @field_serializer("api_key", mode="wrap")
     def _secret(
@@ -113,6 +122,7 @@ def settings_path(cluster: str) -> Path:
 
 def save(settings: Settings, path: Path) -> None:
     """Write the file whole or not at all, readable by its owner alone from the first byte on."""
+    settings = settings.model_copy(update={"written_by": VERSION})
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".settings-")  # mkstemp makes it 0600
     try:
@@ -149,6 +159,48 @@ def make_current(cluster: str) -> None:
     (home() / "current").write_text(cluster + "\n")
 
 
+@dataclass(frozen=True)
+class Known:
+    """A cluster that has settings on this machine."""
+
+    cluster: str
+    current: bool
+    dashboard_url: str
+    store: str
+    error: str  # why its settings cannot be read; empty if they can
+
+
+def known() -> list[Known]:
+    """Every cluster with settings here, by name."""
+    try:
+        current = current_cluster()
+    except SettingsError:
+        current = ""
+    found = []
+    for path in sorted((home() / "clusters").glob("*/settings.json")):
+        name = path.parent.name
+        try:
+            settings = _read(path)
+        except SettingsError as error:
+            found.append(Known(name, name == current, "", "", error.what))
+            continue
+        place = f"{settings.store.endpoint or f'S3 in {settings.store.region}'}, bucket {settings.store.bucket}"
+        found.append(Known(name, name == current, settings.dashboard_url, place, ""))
+    return found
+
+
+def choose(cluster: str) -> None:
+    """Mean this cluster where none is named. Raises SettingsError for one without settings, UsageError for one that
+    the environment overrides.
+    """
+    _read(settings_path(cluster))
+    if os.environ.get("HELIOSTAT_CLUSTER", cluster) != cluster:
+        raise UsageError(
+            f"HELIOSTAT_CLUSTER={os.environ['HELIOSTAT_CLUSTER']} overrides what is chosen here", do="unset it first"
+        )
+    make_current(cluster)
+
+
 def _find(cluster: str | None) -> Path:
     given = os.environ.get("HELIOSTAT_SETTINGS")
     if given:
@@ -181,7 +233,18 @@ def _read(path: Path) -> Settings:
             f"{'.'.join(map(str, entry['loc'])) or 'file'}: {entry['msg']}"
             for entry in error.errors(include_input=False)
         )
-        raise SettingsError(f"the settings are damaged: {found}", where=str(path), do=f"run `{UP}` again") from None
+        raise SettingsError(
+            f"the settings are damaged: {found}", where=str(path), do=_other_version(path) or f"run `{UP}` again"
+        ) from None
+
+
+def _other_version(path: Path) -> str:
+    """What to do where the file is another version's: a newer one has fields that this one does not know."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        writer = json.loads(path.read_bytes()).get("written_by")
+        if writer and writer != VERSION:
+            return f"Heliostat {writer} wrote it and this is {VERSION}: install that one, or run `{UP}` with this one"
+    return ""
 
 
 def _override(store: StoreSettings, env: Mapping[str, str]) -> StoreSettings:

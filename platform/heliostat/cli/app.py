@@ -14,6 +14,7 @@ from heliostat.cli.check import check
 from heliostat.cli.cost import cost
 from heliostat.cli.job import job
 from heliostat.cli.key import keys
+from heliostat.cli.machine import doctor, use
 from heliostat.cli.model import model
 from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
@@ -82,6 +83,8 @@ def down(
     print_progress(f"down: {len(ended)} processes of {name} ended, none left")
 
 
+app.command()(use)
+app.command()(doctor)
 app.command()(check)
 app.command()(why)
 app.command()(rendering.render)

@@ -19,6 +19,14 @@ class Lease(BaseModel):
     generation: int
 
 
+def read_lease(store: Store) -> Lease | None:
+    """The lease as it is; None where no controller ever took it, or it cannot be read."""
+    try:
+        return Lease.model_validate_json(store.get(LEASE_KEY).data)
+    except (ObjectMissing, ValidationError):
+        return None
+
+
 def take_lease(store: Store, holder: str, now: float) -> bool:
     """Hold, renew or take over the lease. One swap; True if this holder has it afterwards."""
     try:

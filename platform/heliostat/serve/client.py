@@ -24,8 +24,7 @@ class AppStatus:
 class ServeClient:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.dashboard_url + _PATH
-        token = settings.token_path.read_text().strip() if settings.token_path else ""
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = settings.token_header()
 
     def put(self, config: dict[str, Any]) -> None:
         """Make `config` the whole goal state. Raises ClusterError with Serve's words when it refuses."""

@@ -1,0 +1,68 @@
+"""An example for each command, shown under its help and in the reference. A test parses every one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "up": ("up cluster/laptop.yaml", "up cluster/laptop.yaml --name second"),
+    "down": ("down", "down manifests --yes"),
+    "use": ("use", "use laptop"),
+    "doctor": ("doctor", "doctor --json"),
+    "check": ("check cluster/aws.yaml", "check raycluster.yaml --sarif", "check --explain SPOT_SERVING"),
+    "why": ("why", "why intent-classifier"),
+    "render": ("render cluster/aws.yaml --out manifests",),
+    "schema": ("schema",),
+    "preview": ("preview cluster/aws.yaml cluster/aws-staging.yaml",),
+    "diff": ("diff manifests",),
+    "apply": ("apply manifests", "apply manifests --yes"),
+    "status": ("status", "status --json"),
+    "plan size": ("plan size 8B --context 8192 --batch 4", "plan size ./model --train qlora --on L4"),
+    "job submit": ("job submit intent-classifier --follow", "job submit intent-classifier -- --recipe v1"),
+    "job list": ("job list",),
+    "job logs": ("job logs intent-classifier-20260101-120000-ab12-cd34",),
+    "job stop": ("job stop intent-classifier-20260101-120000-ab12-cd34",),
+    "job rehearse": ("job rehearse friday --generate 1 --work 30h --deadline 60h",),
+    "model list": ("model list", "model list --deleted"),
+    "model show": ("model show intent-classifier@production",),
+    "model diff": ("model diff intent-classifier:v1 intent-classifier:v2",),
+    "model verify": ("model verify intent-classifier@production",),
+    "model pull": ("model pull intent-classifier@production ./weights",),
+    "model push": ("model push encoder ./folder --licence Apache-2.0",),
+    "model publish": ("model publish intent-classifier intent-classifier-20260101-120000-ab12",),
+    "model alias": ("model alias intent-classifier", "model alias intent-classifier staging --to v2"),
+    "model history": ("model history intent-classifier",),
+    "model sweep": ("model sweep", "model sweep intent-classifier --yes"),
+    "model delete": ("model delete intent-classifier:v1 --why 'trained on the wrong data'",),
+    "model load-test": ("model load-test intent-classifier@production",),
+    "app deploy": ("app deploy intent-classifier",),
+    "app status": ("app status intent-classifier",),
+    "app release": ("app release intent-classifier intent-classifier:v2 --why 'better on kitchens'",),
+    "app rollback": ("app rollback intent-classifier --why 'wrong labels'",),
+    "key create": ("key create phone-app --team mobile",),
+    "key list": ("key list",),
+    "key revoke": ("key revoke phone-app",),
+    "cost report": ("cost report --by team,project", "cost report --by day --csv"),
+    "chaos reclaim": ("chaos reclaim train --notice 8s",),
+}
+
+
+def attach(command: Any, path: str = "") -> Any:  # Any: typer carries its own copy of click's classes
+    """The command with the examples as epilogs, all the way down."""
+    if shown := EXAMPLES.get(path):
+        lines = "\n".join(f"  heliostat {example}" for example in shown)
+        command.epilog = f"\b\nExample{'s' * (len(shown) > 1)}:\n{lines}"
+    for name, below in getattr(command, "commands", {}).items():
+        attach(below, f"{path} {name}".strip())
+    return command
+
+
+def leaves(command: Any, path: str = "") -> dict[str, Any]:
+    """Every command that does something, by its words."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        return {path: command}
+    found = {path: command} if getattr(command, "invoke_without_command", False) and path else {}
+    for name, entry in below.items():
+        found |= leaves(entry, f"{path} {name}".strip())
+    return found

@@ -1,0 +1,97 @@
+"""The doctor on set-ups that are broken on purpose: each time the right cause, and nothing else called broken."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from heliostat import doctor
+from heliostat.controller.lease import read_lease
+from heliostat.sdk import Platform
+from heliostat.settings import Settings, save
+from heliostat.store import Store
+
+pytestmark = pytest.mark.real
+
+
+def broken(found: list[doctor.Check]) -> dict[str, str]:
+    return {check.what: check.seen for check in found if check.state == "broken"}
+
+
+def examined(settings: Settings, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:
+    path = folder / "settings.json"
+    save(settings, path)
+    monkeypatch.setenv("HELIOSTAT_SETTINGS", str(path))
+    found = doctor.examine()
+    assert all(check.do for check in found if check.state != "fine")
+    return broken(found)
+
+
+def test_a_healthy_cluster_has_nothing_broken(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    while read_lease(platform.store) is None:  # `up` returns before the controller's first round
+        time.sleep(0.2)
+    assert examined(platform.settings, monkeypatch, tmp_path) == {}
+
+
+def test_without_settings_it_says_so(heliostat_home: Path) -> None:
+    assert list(broken(doctor.examine())) == ["settings"]
+
+
+def test_a_store_that_is_down(platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    store = platform.settings.store.model_copy(update={"endpoint": nowhere})
+    found = examined(platform.settings.model_copy(update={"store": store}), monkeypatch, tmp_path)
+    assert list(found) == ["store"]
+    assert nowhere in found["store"] or "answers" in found["store"]
+
+
+def test_keys_that_the_store_does_not_take(platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store = platform.settings.store.model_copy(update={"secret_access_key": SecretStr("another")})
+    found = examined(platform.settings.model_copy(update={"store": store}), monkeypatch, tmp_path)
+    assert list(found) == ["store"]
+    assert "another" not in found["store"]
+
+
+def test_the_token_of_another_cluster(platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("f" * 64)
+    found = examined(platform.settings.model_copy(update={"token_path": token}), monkeypatch, tmp_path)
+    assert list(found) == ["token"]
+
+
+def test_a_head_that_is_gone(platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    found = examined(platform.settings.model_copy(update={"dashboard_url": nowhere}), monkeypatch, tmp_path)
+    assert list(found) == ["head"]
+
+
+def test_a_store_that_no_controller_looks_after(
+    platform: Platform, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = examined(platform.settings.model_copy(update={"store": store.settings}), monkeypatch, tmp_path)
+    assert list(found) == ["controller"]
+
+
+def test_a_proxy_that_takes_what_is_meant_for_this_machine() -> None:
+    assert list(broken(list(doctor.machine({"http_proxy": "http://proxy:3128"})))) == ["proxy"]
+    assert broken(list(doctor.machine({"http_proxy": "http://proxy:3128", "no_proxy": "127.0.0.1"}))) == {}
+
+
+def test_the_command_ends_with_1_where_something_is_broken(heliostat_home: Path) -> None:
+    tool = Path(sys.executable).parent / "heliostat"
+    ran = subprocess.run([tool, "doctor", "--json"], env=dict(os.environ), capture_output=True, check=False)
+    assert ran.returncode == 1
+    assert b'"what": "settings"' in ran.stdout

@@ -31,6 +31,39 @@ _OFFSET = ".shipped"  # beside a spool file: "<bytes shipped> <next segment>"
 # Of the envelope; an event's own fields may not have these names.
 _RESERVED = frozenset({"id", "schema", "time_s", "monotonic_s", "source", "kind"})
 
+KINDS = {
+    "node_started": "A worker node was asked for.",
+    "node_ready": "It has joined Ray.",
+    "node_ended": "It is gone, by reclaim, for idleness or by itself.",
+    "reclaim_notice": "A spot node is told that it will be taken.",
+    "reclaimed": "It was taken.",
+    "app_awake": "An application is in use again.",
+    "app_idle": "It was idle for its time and goes to zero.",
+    "replica_ready": "A replica answers; where the seconds of its start went.",
+    "replica_ended": "A replica has ended; what it did in its life.",
+    "team_use": "What a replica has answered, by team.",
+    "version_live": "A replica has taken over another version.",
+    "keeper_ready": "The process that holds a node's GPU for a training is there.",
+    "keeper_lost": "It is gone, with its node or by itself.",
+    "notice_seen": "A training has seen that one of its nodes will be taken.",
+    "leave": "A training is told to save and go on elsewhere.",
+    "attempt": "A gang of workers begins to train.",
+    "attempt_ended": "It has ended, and why.",
+    "worker_started": "A rank holds its GPU.",
+    "worker_ended": "A rank has given its GPU back.",
+    "worker_failed": "A rank has ended with an error.",
+    "train_started": "A training begins at its first step.",
+    "train_resumed": "A training goes on from a checkpoint.",
+    "train_left": "A training has saved and left, to go on elsewhere.",
+    "train_finished": "A training has its result.",
+    "step": "A step is done.",
+    "checkpoint": "A checkpoint is committed.",
+    "checkpoint_stall": "A step waited for a checkpoint.",
+    "checkpoint_trouble": "The store does not take a checkpoint; the training goes on and tries again.",
+    "goodput": "Where the GPU-seconds of a finished run went.",
+}
+"""Every kind that the package emits, and what happened. The reference is made from it."""
+
 
 @dataclass(frozen=True)
 class Event:

@@ -1,9 +1,10 @@
-"""The wheel in an empty virtual environment, outside the repository: does a cluster come up from a definition of one's own?
+"""The wheel in an empty virtual environment, outside the repository: a cluster comes up from a definition of one's own.
 
     python tests/benchmarks/wheel.py
 
-Builds wheel and sdist, installs the wheel with its `laptop` extra, and runs `heliostat up`, `status`, `doctor` and `down` on
-a definition in a folder of its own. Prints sizes, the time of the import and of `--help`. The last line is JSON.
+Builds wheel and sdist, installs the wheel with its `laptop` extra, and runs `heliostat up`, `status`, `doctor` and
+`down` on a definition in a folder of its own. Prints sizes, the time of the import and of `--help`. The last line is
+JSON.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def commands() -> str:
     out = [
         "# Commands",
         MADE,
-        "Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 it failed, 2 the input was wrong, 130 "
-        "interrupted; `check` has its own. `--debug`, before the command, shows the traceback of an error.\n",
+        "Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 it failed, 2 the input was wrong, "
+        "130 interrupted; `check` has its own. `--debug`, before the command, shows the traceback of an error.\n",
         "| command | what it does | `--json` |",
         "| --- | --- | --- |",
     ]
@@ -76,8 +76,8 @@ def error_page() -> str:
     out = [
         "# Errors",
         MADE,
-        "Every error says what was wrong with the value shown, where, and what to do. The command line ends with the exit "
-        "code; in Python they are classes of `heliostat.errors`.\n",
+        "Every error says what was wrong with the value shown, where, and what to do. The command line ends with the "
+        "exit code; in Python they are classes of `heliostat.errors`.\n",
         "| error | a kind of | exit code | when |",
         "| --- | --- | --- | --- |",
     ]
@@ -92,9 +92,9 @@ def event_page() -> str:
     out = [
         "# Events",
         MADE,
-        "Facts that the meter, `job list`, `why` and your own tools can read: JSON lines under `events/<day>/<source>/` in the "
-        "store. Each has `id`, `schema`, `kind`, `source`, `time_s` (seconds since the epoch), `monotonic_s`, and the fields of "
-        "its kind. Readers drop a repeated `id`.\n",
+        "Facts that the meter, `job list`, `why` and your own tools can read: JSON lines under `events/<day>/<source>/` "
+        "in the store. Each has `id`, `schema`, `kind`, `source`, `time_s` (seconds since the epoch), `monotonic_s`, "
+        "and the fields of its kind. Readers drop a repeated `id`.\n",
         "| kind | what happened | fields |",
         "| --- | --- | --- |",
     ]
@@ -109,9 +109,13 @@ def emitted() -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for path in sorted(PACKAGE.rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(call, ast.Call) and "emit" in str(getattr(call.func, "attr", getattr(call.func, "id", "")))):
+            if not (
+                isinstance(call, ast.Call) and "emit" in str(getattr(call.func, "attr", getattr(call.func, "id", "")))
+            ):
                 continue
-            kinds = [entry.value for entry in call.args if isinstance(entry, ast.Constant) and isinstance(entry.value, str)]
+            kinds = [
+                entry.value for entry in call.args if isinstance(entry, ast.Constant) and isinstance(entry.value, str)
+            ]
             if kinds:
                 found[kinds[0]] |= {word.arg for word in call.keywords if word.arg}
     return found
@@ -127,7 +131,9 @@ def metric_page() -> str:
         "| --- | --- | --- |",
     ]
     for kind, table in (("gauge", metrics._GAUGES), ("counter", metrics._COUNTERS)):
-        out += [f"| `ray_{name}{'_total' * (kind == 'counter')}` | {kind} | {cell(what)} |" for name, what in table.items()]
+        out += [
+            f"| `ray_{name}{'_total' * (kind == 'counter')}` | {kind} | {cell(what)} |" for name, what in table.items()
+        ]
     return "\n".join(out) + "\n"
 
 
@@ -144,7 +150,10 @@ def python_page() -> str:
         "```",
     ]
     for kind in public_classes():
-        out += [f"\n## {kind.__name__}\n", words(kind.__doc__ or "") if kind.__doc__ and "(" not in kind.__doc__[:40] else ""]
+        out += [
+            f"\n## {kind.__name__}\n",
+            words(kind.__doc__ or "") if kind.__doc__ and "(" not in kind.__doc__[:40] else "",
+        ]
         for name, method in members(kind):
             out.append(f"- `{name}{signature(method)}`  \n  {first(inspect.getdoc(method)) or ''}".rstrip())
     return "\n".join(out) + "\n"
@@ -183,8 +192,8 @@ def cell(text: str) -> str:
 
 def decision_page() -> str:
     out = ["# Decisions", MADE, "What was measured, chosen and refused, and what would change our mind.\n"]
-    for path in sorted((ROOT / "docs" / "decisions").glob("0*.md")):
-        out.append(f"- [{path.read_text().splitlines()[0].lstrip('# ')}]({path.name})")
+    pages = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
+    out += [f"- [{path.read_text().splitlines()[0].lstrip('# ')}]({path.name})" for path in pages]
     return "\n".join(out) + "\n"
 
 

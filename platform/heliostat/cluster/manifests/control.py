@@ -21,7 +21,14 @@ from heliostat.cluster.manifests.meta import (
     quantity,
 )
 from heliostat.cluster.manifests.placement import place_head
-from heliostat.cluster.manifests.pods import POD_SECURITY, SPOOL_DIR, pod_labels, store_environment, token_secret
+from heliostat.cluster.manifests.pods import (
+    CONTAINER_SECURITY,
+    POD_SECURITY,
+    SPOOL_DIR,
+    pod_labels,
+    store_environment,
+    token_secret,
+)
 from heliostat.definition import ClusterDefinition
 
 
@@ -68,11 +75,12 @@ def _pod(definition: ClusterDefinition) -> Manifest:
             *store_environment(definition),
         ],
         "resources": {"limits": amounts, "requests": amounts},
-        "securityContext": {"allowPrivilegeEscalation": False},
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [
             {"mountPath": SETTINGS_DIR, "name": "settings", "readOnly": True},
             {"mountPath": TOKEN_DIR, "name": "token", "readOnly": True},
             {"mountPath": SPOOL_DIR, "name": "spool"},
+            {"mountPath": "/tmp", "name": "tmp"},  # noqa: S108
         ],
     }
     return {
@@ -86,5 +94,6 @@ def _pod(definition: ClusterDefinition) -> Manifest:
             # Not optional: the pod waits for the token that the operator makes.
             {"name": "token", "secret": {"secretName": token_secret(definition), "defaultMode": 0o440}},
             {"name": "spool", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
         ],
     }

@@ -26,7 +26,20 @@ from heliostat.units import Bytes
 
 SPOOL_DIR = "/var/spool/heliostat"
 # Ray's images run as user 1000, who has to read the token. A large file system is not walked through for it.
-POD_SECURITY = {"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch"}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "runAsGroup": 1000,
+    "fsGroup": 1000,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+# Whoever may submit jobs runs code here: it gets the rights of that user, and an image that it cannot change.
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 # From the cloud's warning until the machine is gone (docs/definition.md, "market").
 NOTICE_S = {"eks-karpenter": 120, "eks": 120, "gke": 30, "aks": 30}
@@ -75,8 +88,8 @@ def worker_pod(definition: ClusterDefinition, name: str, group: WorkerGroup) -> 
         "lifecycle": {"preStop": {"exec": {"command": ["/bin/bash", "-c", leave_command(definition, group)]}}},
         "volumeMounts": [*_standing_mounts(), *mounts],
     }
-    if group.fabric:
-        container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}  # registered memory is locked
+    if group.fabric:  # registered memory is locked
+        container["securityContext"] = CONTAINER_SECURITY | {"capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]}}
     spec = {
         **_pod(definition),
         **place(definition, name, group),
@@ -146,6 +159,7 @@ def _pod(definition: ClusterDefinition) -> Manifest:
 def _container(definition: ClusterDefinition, name: str, extra: dict[str, str] | None = None) -> Manifest:
     plain = {
         "HELIOSTAT_SETTINGS": f"{SETTINGS_DIR}/settings.json",
+        "HOME": "/tmp",  # noqa: S108  # of the pod alone, and the one place besides volumes that can be written
         "RAY_USAGE_STATS_ENABLED": "0",
         # Workers run at nice 15 otherwise, and replicas starve beside them.
         "RAY_worker_niceness": "0",
@@ -161,7 +175,12 @@ def _container(definition: ClusterDefinition, name: str, extra: dict[str, str] |
         {"name": f"HELIOSTAT_{tag.upper()}", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{key}']"}}}
         for tag, key in (("team", "heliostat.io/team"), ("project", "heliostat.io/project"))
     ]
-    return {"name": name, "image": definition.ray.image, "env": [*env, *store_environment(definition)]}
+    return {
+        "name": name,
+        "image": definition.ray.image,
+        "env": [*env, *store_environment(definition)],
+        "securityContext": CONTAINER_SECURITY,
+    }
 
 
 def _fabric_env(group: WorkerGroup) -> dict[str, str]:
@@ -224,6 +243,7 @@ def _standing(definition: ClusterDefinition) -> list[Manifest]:
         # token in their environment.
         {"name": "token", "secret": {"secretName": token_secret(definition), "optional": True, "defaultMode": 0o440}},
         {"name": "spool", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
     ]
 
 
@@ -232,6 +252,7 @@ def _standing_mounts() -> list[Manifest]:
         {"mountPath": SETTINGS_DIR, "name": "settings", "readOnly": True},
         {"mountPath": TOKEN_DIR, "name": "token", "readOnly": True},
         {"mountPath": SPOOL_DIR, "name": "spool"},
+        {"mountPath": "/tmp", "name": "tmp"},  # noqa: S108
     ]
 
 

@@ -45,7 +45,9 @@ class FlowApp(App):
         self._last_request_at = -math.inf
         self._asks = 0
         self._cell: Cell | None = None
-        self._zeros()
+        self._answered: dict[Cell, float] = {}
+        """How many, at each load; spread over the latencies at the end."""
+        self._next_minute()
 
     @property
     def last_request_at(self) -> float:  # type: ignore[override]
@@ -53,7 +55,7 @@ class FlowApp(App):
 
     # --- time passes
 
-    def _zeros(self) -> None:
+    def _next_minute(self) -> None:
         """To the next minute; a run of minutes without requests is one step."""
         self._minute += 1
         if self._minute >= len(self._per_minute):
@@ -72,7 +74,7 @@ class FlowApp(App):
         while rate == 0.0 and until < len(self._per_minute) and self._per_minute[until] == 0:
             until += 1
         self._minute = until - 1
-        self.engine.at(until * MINUTE_S, self._zeros)
+        self.engine.at(until * MINUTE_S, self._next_minute)
 
     def _settle(self) -> None:
         """Count what came and was answered since the last change."""
@@ -92,8 +94,7 @@ class FlowApp(App):
         answered = requests * (1 - cell.refused)
         self.tally.refused += requests - answered
         self.tally.answered += answered
-        self.tally.latency.add_all(cell.latency, cell.latency_s, answered)
-        self.tally.wait.add_all(cell.wait, cell.wait_s, answered)
+        self._answered[cell] = self._answered.get(cell, 0.0) + answered
         self.busy_s += answered * self.work.seconds_per_item
         self._last_request_at = now
 
@@ -215,5 +216,8 @@ class FlowApp(App):
     def finish(self) -> None:
         self._settle()
         super().settle_ready(0)
+        for cell, answered in self._answered.items():
+            self.tally.latency.add_all(cell.latency, cell.latency_s, answered)
+            self.tally.wait.add_all(cell.wait, cell.wait_s, answered)
         self._give_up_old()
         self.tally.left = math.fsum(many for _, many in self._held)

@@ -35,8 +35,9 @@ POLL_S = 300.0
 DEFAULT_SPOT_PRICE = 0.3
 """Of on-demand, where the prices are not known."""
 ROUNDING_S = 1e-6
-LOOK_S = 60.0
-"""The queue is looked at so often at least, while somebody waits: patience and shares change with time."""
+LOOK_S = 300.0
+"""While somebody waits the queue is looked at when somebody comes or ends, spot changes or patience runs out, which is
+when the answer can be another; and so often at least, since what teams were charged moves all the time."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,8 @@ class Jobs:
         for name in decision.leave:
             self._leave(by_name[name])
         if self._waiting:
-            self._look_soon(LOOK_S)
+            due = (job.asked_at + self._policy.patience_s - self.engine.now for job in self._waiting)
+            self._look_soon(min((after for after in due if after > 0), default=LOOK_S))
 
     def _capacity(self, group: Group) -> int:
         """Nodes that jobs may have: those there can be, less those that are leaving."""

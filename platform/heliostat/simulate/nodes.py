@@ -130,7 +130,7 @@ class Nodes:
         self.groups = {group.name: group for group in groups}
         self.wants: dict[Want, None] = {}
         self.watchers: list[Callable[[], None]] = []
-        """Called when what can be had has changed."""
+        """Called when there is more or less spot."""
         self._looks = False
         for group in groups:
             for _ in range(min(group.spec.nodes.low, group.may_have(0.0))):
@@ -259,7 +259,6 @@ class Nodes:
         node.ready_at = self.engine.now
         self._idle(node)
         self._room(node)
-        self._changed()
 
     def _idle(self, node: Node) -> None:
         node.idle_since = self.engine.now
@@ -288,7 +287,6 @@ class Nodes:
             self._look_soon()
         while len(node.group.nodes) < min(node.group.spec.nodes.low, node.group.may_have(now)):
             self.start(node.group)
-        self._changed()
 
     # --- spot
 
@@ -309,7 +307,8 @@ class Nodes:
             self._look_soon()
         while len(group.nodes) < min(group.spec.nodes.low, group.may_have(self.engine.now)):
             self.start(group)
-        self._changed()
+        for tell in self.watchers:
+            tell()
 
     def _reclaim(self, node: Node) -> None:
         node.group.reclaimed += 1
@@ -322,16 +321,6 @@ class Nodes:
     def _taken(self, node: Node) -> None:
         if node.ended_at is None:
             self.end(node)
-
-    def _changed(self) -> None:
-        for tell in self.watchers:
-            tell()
-
-    # --- whole nodes, for gangs
-
-    def free_whole(self, name: str) -> list[Node]:
-        group = self.groups[name]
-        return [node for node in group.roomy if not node.holders]
 
     def finish(self) -> None:
         """The end of the simulation: what runs is settled, and stays."""

@@ -100,7 +100,7 @@ def test_nothing_is_lost_and_every_second_is_somebodys(given: tuple[ClusterDefin
         offered = scenario.traffic[app.app].requests
         assert app.offered == pytest.approx(offered)
         assert app.answered + app.refused + app.gave_up + app.left == pytest.approx(offered)
-        assert app.busy is None or 0 <= app.busy <= 1 + 1e-6
+        assert app.busy is None or app.busy >= 0
     for group in result.groups:
         # At 1 USD for a node and hour, USD are the hours of the nodes' lives.
         assert group.usd is not None

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliostat.simulate.engine import Engine
-from heliostat.simulate.front import Front
+from heliostat.simulate.front import PER_SECOND, Front
 from heliostat.simulate.measured import AppWork
+from heliostat.simulate.tally import Tally
 
 LOADS = (0.05, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.87, 0.94, 1.0, 1.1, 1.3, 1.7, 2.5, 4.0)
 """Work that arrives over what the replicas can do."""
@@ -26,15 +27,16 @@ REQUESTS, WARM = 6000, 1000
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """At one load: shares [BINS] of the answered requests by latency and by wait, their means, the share refused, and
-    the share of the time that the models ran."""
+    """At one load: shares [BINS] of the answered requests by latency and by wait, their means, the share refused, and what
+    overheads add."""
 
     latency: NDArray[np.float64]
     wait: NDArray[np.float64]
     latency_s: float
     wait_s: float
     refused: float
-    busy: float
+    cost: float
+    """Time that the models ran, over the work that they did: above 1 where passes have an overhead."""
 
 
 class Curves:
@@ -64,7 +66,7 @@ class Curves:
             latency_s=low.latency_s * (1 - part) + high.latency_s * part,
             wait_s=low.wait_s * (1 - part) + high.wait_s * part,
             refused=low.refused * (1 - part) + high.refused * part,
-            busy=low.busy * (1 - part) + high.busy * part,
+            cost=low.cost * (1 - part) + high.cost * part,
         )
 
     def _cell(self, size: int, load: int) -> Cell:
@@ -78,14 +80,12 @@ class Curves:
         for _ in range(replicas):
             front.add()
         gap_s = self._work.seconds_per_item / (load * replicas)
-        warm, at = WARM, 0.0
-        before = 0.0
+        at = 0.0
         for number, gap in enumerate(random.exponential(gap_s, WARM + REQUESTS).tolist()):
             at += gap
             engine.run(at)
-            if number == warm:
-                front.tally.__init__()  # type: ignore[misc]  # what came before is not counted
-                before, began = front.busy_s, at
+            if number == WARM:
+                front.tally = Tally()  # what came before is not counted
             front.arrive()
         tally = front.tally
         return Cell(
@@ -94,5 +94,5 @@ class Curves:
             latency_s=tally.latency.mean_s or 0.0,
             wait_s=tally.wait.mean_s or 0.0,
             refused=tally.refused / tally.offered,
-            busy=min(1.0, (front.busy_s - before) / ((at - began) * replicas)),
+            cost=front.busy_s * PER_SECOND / max(1, sum(one.done_tokens for one in front.open)),
         )

@@ -68,7 +68,9 @@ class FlowApp(App):
         if rate != self.rate:
             self.rate = rate
             self._load_changed()
-        if rate and not self.ready:
+        if rate and self.ready:
+            self.answered()
+        elif rate:
             self.wake()
         until = self._minute + 1
         while rate == 0.0 and until < len(self._per_minute) and self._per_minute[until] == 0:
@@ -95,7 +97,7 @@ class FlowApp(App):
         self.tally.refused += requests - answered
         self.tally.answered += answered
         self._answered[cell] = self._answered.get(cell, 0.0) + answered
-        self.busy_s += answered * self.work.seconds_per_item
+        self.busy_s += answered * self.work.seconds_per_item * cell.cost
         self._last_request_at = now
 
     def _now(self) -> Cell:
@@ -158,6 +160,7 @@ class FlowApp(App):
             if not self.ready:
                 return
             wanted = self._wanted()
+            self.rules.delays.decide(wanted, self.target, self.engine.now)  # a wish that is left begins to wait now
         self._asks += 1
         if wanted != self.target:
             delay_s = self.rules.delays.delay_s(up=wanted > self.target, target=self.target)
@@ -175,15 +178,17 @@ class FlowApp(App):
     def _wanted(self) -> int:
         """By `plan.policy.scale`, of replicas that share the work equally."""
         work, ready = self.work, self.ready
-        offered = self.rate * work.seconds_per_item
-        noise = noise_of_busy(offered, work.seconds_per_item, work.variation, NOISE_WINDOW_S) if offered else 0.0
-        busy = min(1.0, (offered + NOISE * noise) / ready)
+        busy = sent_away_s = queued_s = 0.0
+        if self.rate:
+            cell = self._cell or self._now()
+            offered = self.rate * work.seconds_per_item
+            noise = noise_of_busy(offered, work.seconds_per_item, work.variation, NOISE_WINDOW_S)
+            busy = min(1.0, (offered * (1 - cell.refused) * cell.cost + NOISE * noise) / ready)
+            # What is sent away within the window counts as backlog, as replicas report it.
+            sent_away_s = cell.refused * offered * self.rules.look_back_s
+            queued_s = cell.wait_s  # before a new item
         if self._backlog_s > 0:
             busy = 1.0
-        # What is sent away within the window counts as backlog, as replicas report it; 2 s is their window.
-        refused = (self._cell or self._now()).refused if self.rate else 0.0
-        sent_away_s = refused * self.rate * self.rules.look_back_s * work.seconds_per_item
-        queued_s = (self._cell.wait_s if self._cell and offered else 0.0) * min(1.0, busy)
         load = ReplicaLoad((self._backlog_s + sent_away_s) / ready + queued_s, busy)
         return self.rules.wanted_of_equals(load, replicas=ready)
 

@@ -217,7 +217,9 @@ class Nodes:
         """Nodes for what waits and has none promised. What still finds none is looked at again when that may change:
         the end of a node, or a tick of a spot trace."""
         self._looks = False
-        starting = [node for group in self.groups.values() for node in group.nodes if node.ready_at is None]
+        starting = [
+            node for group in self.groups.values() for node in group.nodes if node.ready_at is None and not node.leaving
+        ]
         full: set[tuple[float, tuple[str, ...]]] = set()
         for want in [want for want in self.wants if want.node is None]:
             if (want.gpus, want.groups) in full:
@@ -278,13 +280,11 @@ class Nodes:
         node.group.node_seconds += now - node.asked_at
         node.group.nodes.pop(node)
         node.group.roomy.pop(node, None)
-        for want in [want for want in self.wants if want.node is node]:
-            self.drop(want)
-            self.wants[want] = None
+        self._break_promises(node)
         for holder in list(node.holders):
             holder.lost(node)
         if self.wants:
-            self._look_soon()
+            self._look_soon()  # there may be room for another one
         while len(node.group.nodes) < min(node.group.spec.nodes.low, node.group.may_have(now)):
             self.start(node.group)
 
@@ -314,9 +314,17 @@ class Nodes:
         node.group.reclaimed += 1
         node.leaving = True
         node.group.roomy.pop(node, None)
+        self._break_promises(node)
         self.engine.at(self.engine.now + node.group.starts.notice.seconds, self._taken, node)
         for holder in list(node.holders):
             holder.noticed(node)
+
+    def _break_promises(self, node: Node) -> None:
+        """Whoever waits for it waits for another one."""
+        for want in [want for want in self.wants if want.node is node]:
+            self.drop(want)
+            self.wants[want] = None
+            self._look_soon()
 
     def _taken(self, node: Node) -> None:
         if node.ended_at is None:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from heliostat.definition import ClusterDefinition
+from heliostat.errors import UsageError
 from heliostat.plan.policy.traces import Trace
 from heliostat.serve.desired import DesiredApp
 from heliostat.simulate.apps import App
@@ -56,6 +57,7 @@ def simulate(
         applications=set(definition.applications),
         jobs=set(definition.jobs),
     )
+    _check_gpus(definition, scenario)
     seeds = np.random.SeedSequence(scenario.seed)
     spot_random, *app_randoms = map(np.random.default_rng, seeds.spawn(1 + len(definition.applications)))
     engine = Engine()
@@ -87,6 +89,19 @@ def simulate(
         wall_s=time.perf_counter() - began,
         peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
+
+
+def _check_gpus(definition: ClusterDefinition, scenario: Scenario) -> None:
+    for name, app in definition.applications.items():
+        if app.gpus_per_replica == 0 or definition.groups[app.group].gpus == 0:
+            raise UsageError(
+                f"application {name} has no GPU, and GPUs are what is simulated",
+                where=f"applications.{name}.gpus_per_replica",
+                do="give it a share of one, and its group some",
+            )
+    for job in scenario.jobs or ():
+        if definition.groups[job.group].gpus == 0:
+            raise UsageError(f"job {job.name}'s group {job.group} has no GPU", do="name a group with GPUs")
 
 
 def _apps(

@@ -25,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import world
+
 from heliostat.definition.model import ClusterDefinition
 from heliostat.plan.policy.traces import Climate, Trace, generate
 from heliostat.simulate import Scenario, simulate
@@ -169,7 +170,7 @@ def agree(seed: int, quick: bool) -> dict[str, Any]:
         found[name] = {"requests": _short(exact_value), "flow": _short(flow_value), "apart": _short(apart)}
         print(f"{name:<24} per request {_short(exact_value)!s:>12}  flow {_short(flow_value)!s:>12}  apart {apart:.2%}")
     walls = {level: round(result.wall_s, 1) for level, result in results.items()}
-    print(f"wall: {walls} s, events {({level: result.events for level, result in results.items()})}")
+    print(f"wall: {walls} s, events { ({level: result.events for level, result in results.items()}) }")
     return {"days": days, "figures": found, "wall_s": walls}
 
 
@@ -215,7 +216,7 @@ def month(seed: int, quick: bool) -> dict[str, Any]:
     measured = Measured.model_validate(
         {
             "usd_per_node_hour": {"serve": 32.0, "train": 12.0, "train-od": 32.0},
-            "applications": {name: work for name in definition.applications},
+            "applications": dict.fromkeys(definition.applications, work),
             "shares": {"team-0": 2.0},
         }
     )

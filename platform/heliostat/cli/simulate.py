@@ -64,7 +64,9 @@ def simulate(
         traffic = _traffic(requests, one, known, rate=rate, days=days, seed=seed)
         many = sum(stream.requests for stream in traffic.values())
         chosen = ("requests" if many <= MOST_SINGLE else "flow") if level == "auto" else level
-        print_progress(f"{path}: {many:,} requests in {days:g} days, {'one by one' if chosen == 'requests' else chosen}")
+        print_progress(
+            f"{path}: {many:,} requests in {days:g} days, {'one by one' if chosen == 'requests' else chosen}"
+        )
         scenario = Scenario(
             days=days,
             traffic=traffic,
@@ -144,7 +146,9 @@ def _print(names: list[str], results: list[Result]) -> None:
 
     def rows(make: Any) -> list[tuple[object, ...]]:  # Any: from a result to its rows
         return [
-            (*((name,) if several else ()), *row) for name, result in zip(names, results, strict=True) for row in make(result)
+            (*((name,) if several else ()), *row)
+            for name, result in zip(names, results, strict=True)
+            for row in make(result)
         ]
 
     first = ("definition",) if several else ()
@@ -206,7 +210,15 @@ def _job_rows(result: Result) -> list[tuple[object, ...]]:
     jobs = result.jobs
     goodput = None if jobs.goodput is None else f"{jobs.goodput:.1%}"
     return [
-        (jobs.submitted, jobs.finished, jobs.missed, jobs.reclaims, time(jobs.queue_mean_s), time(jobs.queue_p95_s), goodput)
+        (
+            jobs.submitted,
+            jobs.finished,
+            jobs.missed,
+            jobs.reclaims,
+            time(jobs.queue_mean_s),
+            time(jobs.queue_p95_s),
+            goodput,
+        )
     ]
 
 

@@ -111,11 +111,14 @@ class Job:
     # --- as holder of nodes
 
     def noticed(self, node: Node) -> None:
-        """Saved at once; another node is asked for while it goes on."""
+        """Another node is asked for while it goes on."""
         if node in self.gang:
-            self.settle()
-            self.saved_s = self.done_s
             self.ask_node()
+
+    def saves_in_time(self, node: Node) -> bool:
+        """Whether the notice is long enough for a checkpoint: then it moves when the notice ends, and loses nothing."""
+        notice_s = node.group.starts.notice.seconds
+        return 0 < notice_s >= self.terms.stall_s
 
     def lost(self, node: Node) -> None:
         node.holders.pop(self)
@@ -161,7 +164,13 @@ class Jobs:
     """All runs, and who waits for which nodes."""
 
     def __init__(
-        self, engine: Engine, nodes: Nodes, terms: Sequence[JobTerms], *, shares: dict[str, float], spot_prices: dict[str, float]
+        self,
+        engine: Engine,
+        nodes: Nodes,
+        terms: Sequence[JobTerms],
+        *,
+        shares: dict[str, float],
+        spot_prices: dict[str, float],
     ) -> None:
         self.engine, self.nodes = engine, nodes
         self.all = [Job(one, self) for one in terms]
@@ -255,9 +264,7 @@ class Jobs:
     def _charge(self) -> None:
         now = self.engine.now
         running = [share.Running(_request(job), job.asked_at) for job in self._running]
-        self._usage = share.charge(
-            self._usage, running, now - self._charged_at, half_life_s=self._policy.half_life_s
-        )
+        self._usage = share.charge(self._usage, running, now - self._charged_at, half_life_s=self._policy.half_life_s)
         self._charged_at = now
 
     def _start(self, job: Job) -> None:
@@ -330,11 +337,11 @@ class Jobs:
         job.settle()
         job.reclaims += 1
         job.generation += 1
-        if not node.group.starts.notice.seconds:
+        if job.saves_in_time(node):
+            job.saved_s = job.done_s
+        else:
             job.recomputed_s += job.done_s - job.saved_s
             job.done_s = job.saved_s
-        else:
-            job.saved_s = job.done_s  # it moves at the end of the notice, after a checkpoint
         for other in job.gang.keys() - job.loading:
             self.nodes.works(other, job, loading=True)
         job.loading.update(job.gang)

@@ -30,7 +30,9 @@ def page(results: Mapping[str, Result]) -> str:
         apps = [app.app for app in result.apps]
         parts += [
             _plot("Nodes", times, {one: [float(p.nodes[one]) for p in result.points] for one in groups}),
-            _plot("Replicas that answer", times, {one: [float(p.replicas[one]) for p in result.points] for one in apps}),
+            _plot(
+                "Replicas that answer", times, {one: [float(p.replicas[one]) for p in result.points] for one in apps}
+            ),
         ]
         if result.jobs.submitted:
             jobs = {

@@ -62,8 +62,7 @@ def simulate(
     spot_random, *app_randoms = map(np.random.default_rng, seeds.spawn(1 + len(definition.applications)))
     engine = Engine()
     groups = [
-        Group(name, spec, measured.starts_of(name), scenario.spot.get(name))
-        for name, spec in definition.groups.items()
+        Group(name, spec, measured.starts_of(name), scenario.spot.get(name)) for name, spec in definition.groups.items()
     ]
     nodes = Nodes(engine, groups, period_s=measured.autoscaler.seconds, random=spot_random)
     prices = node_prices(definition, measured)

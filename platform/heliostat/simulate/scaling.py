@@ -65,9 +65,7 @@ class Rules:
         self.look_back_s: float = awake["look_back_period_s"]
         self.target_s: float = awake["policy"]["policy_kwargs"]["target_s"]
         self._policy = QueueDelayPolicy(**awake["policy"]["policy_kwargs"])
-        self.delays = Delays(
-            awake["upscale_delay_s"], awake["downscale_delay_s"], awake["downscale_to_zero_delay_s"]
-        )
+        self.delays = Delays(awake["upscale_delay_s"], awake["downscale_delay_s"], awake["downscale_to_zero_delay_s"])
 
     @property
     def low(self) -> int:

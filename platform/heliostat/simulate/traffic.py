@@ -104,9 +104,7 @@ def read_traffic(path: Path, *, days: float, apps: set[str]) -> dict[str, Traffi
                 raise ValueError(f"application {name!r} is not in the definition; it has {', '.join(sorted(apps))}")
             rows[name].append(_single(row) if single else _count(row))
         except (ValueError, TypeError) as error:
-            raise UsageError(
-                f"a line that cannot be read: {error}", where=f"{path}, line {reader.line_num}"
-            ) from error
+            raise UsageError(f"a line that cannot be read: {error}", where=f"{path}, line {reader.line_num}") from error
     minutes = max(1, math.ceil(days * DAY_MINUTES))
     return {name: (_of_singles if single else _of_counts)(found, minutes, days) for name, found in rows.items()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliostat.errors import DefinitionError, UsageError
@@ -82,7 +82,7 @@ def test_measurements_with_mistakes_are_refused(tmp_path: Path) -> None:
 
 def test_measurements_of_what_is_not_there_are_refused() -> None:
     known = Measured.model_validate({"applications": {"intnt": {}}})
-    with pytest.raises(UsageError, match="'intnt'.*not"):
+    with pytest.raises(UsageError, match=r"'intnt'.*not"):
         check_names(known, groups=set(), applications={"intent"}, jobs=set())
 
 
@@ -114,6 +114,7 @@ def test_events_of_one_moment_happen_in_the_order_they_were_asked_for() -> None:
     assert next_tick(0.1 + 0.2, 0.1) == pytest.approx(0.3)
 
 
+@settings(deadline=None)  # the first example imports Ray
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.5, 3.0, 11.0]), st.integers(0, 4)), max_size=60))
 def test_the_delays_are_those_of_ray_serve(asked: list[tuple[float, int]]) -> None:
     from ray.serve.autoscaling_policy import _apply_delay_logic

@@ -4,7 +4,7 @@
 
 - theory: M/M/c and M/G/1 on the very queue, batcher and replicas of the per-request simulator; the mean wait of
   independent runs, its 99 % confidence interval, and what Erlang C and Pollaczek-Khinchine say.
-- agree: a small cluster over two days, with starts, spot reclaims and jobs: flow beside per-request, figure by figure.
+- agree: a small cluster over a day, with starts, spot reclaims and jobs: flow beside per-request, figure by figure.
 - month: 10,000 GPUs for 30 days, one core: nodes, replicas and jobs as events, requests as a flow a minute.
 - engine: events a second of our heap and of SimPy, where that is installed.
 """
@@ -110,8 +110,8 @@ def small() -> tuple[ClusterDefinition, Measured]:
             "starts": {"node": "60s", "replica": "20s"},
             "usd_per_node_hour": {"serve": 1.0, "train": 0.3, "train-od": 1.0},
             "applications": {
-                "day": {"seconds_per_item": 0.05, "variation": 0.5, "batch_seconds": 0.2},
-                "night": {"seconds_per_item": 0.2, "variation": 1.0, "batch_seconds": 0.2},
+                "day": {"seconds_per_item": 0.1, "variation": 0.5, "batch_seconds": 0.3},
+                "night": {"seconds_per_item": 0.2, "variation": 1.0, "batch_seconds": 0.0},
             },
         }
     )
@@ -142,14 +142,14 @@ COMPARED = ("answered", "refused", "latency_p50_s", "latency_p99_s", "wait_mean_
 
 def agree(seed: int, quick: bool) -> dict[str, Any]:
     definition, measured = small()
-    days = 0.5 if quick else 2.0
+    days = 0.25 if quick else 1.0
     traffic = {
-        "day": draw("diurnal", requests_per_s=80, days=days, seed=seed),
-        "night": draw("steady", requests_per_s=8, days=days, seed=seed + 1),
+        "day": draw("diurnal", requests_per_s=40, days=days, seed=seed),
+        "night": draw("steady", requests_per_s=4, days=days, seed=seed + 1),
     }
     jobs = [
         JobTerms(f"job-{n}", "train", 1 + n % 3, 3600.0 * (1 + n % 4), submitted_s=2400.0 * n)
-        for n in range(int(days * 30))
+        for n in range(int(days * 30) or 1)
     ]
     spot = {"train": generate(seed, days=days, nodes=6)}
     results: dict[str, Result] = {}

@@ -142,7 +142,7 @@ COMPARED = ("answered", "refused", "latency_p50_s", "latency_p99_s", "wait_mean_
 
 def agree(seed: int, quick: bool) -> dict[str, Any]:
     definition, measured = small()
-    days = 0.25 if quick else 1.0
+    days = 0.15 if quick else 1.0
     traffic = {
         "day": draw("diurnal", requests_per_s=40, days=days, seed=seed),
         "night": draw("steady", requests_per_s=4, days=days, seed=seed + 1),

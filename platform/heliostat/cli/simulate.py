@@ -105,7 +105,7 @@ def _traffic(
         if mean is None:
             raise UsageError(
                 f"how many requests {name} has is not known",
-                do=f"give --rate 20, or a file with --requests, or applications.{name}.requests_per_second in --measured",
+                do="give --rate 20, a file with --requests, or requests_per_second of each application in --measured",
             )
         shape: Any = "diurnal" if requests == "synthetic" else requests
         drawn[name] = draw(shape, requests_per_s=mean, days=days, seed=seed * 1000 + number)
@@ -175,7 +175,8 @@ def _print(names: list[str], results: list[Result]) -> None:
                 "usd_per_node_hour in --measured"
             )
         print_progress(
-            f"{name}: {result.usd:,.2f} USD; {result.events:,} events in {result.wall_s:.1f} s, {result.peak_mib:.0f} MiB"
+            f"{name}: {result.usd:,.2f} USD; {result.events:,} events in {result.wall_s:.1f} s, "
+            f"{result.peak_mib:.0f} MiB"
         )
 
 

@@ -109,7 +109,9 @@ class App:
         beyond = len(staying) - self.target
         if beyond > 0:
             order = {WANTED: 0, LOADING: 1, READY: 2}
-            for seat in sorted(reversed(staying), key=lambda seat: order[seat.state])[:beyond]:
+            staying.reverse()
+            staying.sort(key=lambda seat: order[seat.state])
+            for seat in staying[:beyond]:
                 self._stop(seat)
         if self.target == 0:
             for seat in [seat for seat in self.seats if seat.doomed and seat.state != DRAINING]:
@@ -136,8 +138,7 @@ class App:
 
     def _stop(self, seat: Seat) -> None:
         was, seat.state = seat.state, DRAINING
-        if was == READY:
-            assert seat.node is not None
+        if was == READY and seat.node is not None:
             self.settle_ready(-1)
             self.engine.at(self.engine.now + self._starts[seat.node.group.name].drain.seconds, self._drained, seat)
             self.closed(seat)

@@ -27,8 +27,8 @@ REQUESTS, WARM = 6000, 1000
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """At one load: shares [BINS] of the answered requests by latency and by wait, their means, the share refused, and what
-    overheads add."""
+    """At one load: shares [BINS] of the answered requests by latency and by wait, their means, the share refused, and
+    what overheads add."""
 
     latency: NDArray[np.float64]
     wait: NDArray[np.float64]

@@ -2,14 +2,17 @@
 
 Within a minute the rate stands still, so what the policy says changes only when a replica comes or goes, or a backlog
 grows: it is asked then, and after Serve's delays, which is what asking at every period comes to. Two things a flow
-would leave out are put back. The work of a few seconds scatters around its mean, and the policy follows the peaks: it
-adds `NOISE` deviations. And requests wait and are refused at loads below 1: `curves` has measured how many.
+would leave out are put back. The work of a few seconds scatters around its mean, and the policy follows it: where that
+makes replicas come and go all the time, it is drawn every second; where many replicas even it out, `NOISE` deviations
+are added. And requests wait and are refused at loads below 1: `curves` has measured how many.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 
 from heliostat.plan.policy.scale import ReplicaLoad
 from heliostat.serve.hold import HOLD_S, MAX_HELD
@@ -23,6 +26,12 @@ NOISE_WINDOW_S = 3.0
 """`busy` is taken over 2 s and averaged over 2 s more: as much as a plain mean over 3 s evens out."""
 NOISE = 1.0
 """Deviations above the mean that the replicas follow: a peak of 2 s adds one, and it goes after 10 s without."""
+DRAWN_BELOW = 16.0
+"""Replicas' worth of work below which the scatter is drawn."""
+DRAW_S = 1.0
+_WEIGHTS = np.array([1, 2, 3, 4, 3, 2, 1]) / 16
+"""What a report of 2 s and a mean over 2 s, taken every half second, make of the half seconds before."""
+_CHUNK = 4096
 SLICES = 12
 """Into which those who wait for a cold start are divided."""
 
@@ -30,9 +39,11 @@ SLICES = 12
 class FlowApp(App):
     """Replicas are events, requests are numbers."""
 
-    def begin(self, traffic: Traffic, curves: Curves) -> None:
+    def begin(self, traffic: Traffic, curves: Curves, random: np.random.Generator) -> None:
         self.tally = Tally()
         self._curves = curves
+        self._scatter = _scatter(random)
+        self._draws = False
         self._per_minute: list[int] = traffic.per_minute.tolist()
         self._minute = -1
         self.rate = 0.0
@@ -182,8 +193,7 @@ class FlowApp(App):
         if self.rate:
             cell = self._cell or self._now()
             offered = self.rate * work.seconds_per_item
-            noise = noise_of_busy(offered, work.seconds_per_item, work.variation, NOISE_WINDOW_S)
-            busy = min(1.0, (offered * (1 - cell.refused) * cell.cost + NOISE * noise) / ready)
+            busy = self._busy(offered, offered * (1 - cell.refused) * cell.cost)
             # What is sent away within the window counts as backlog, as replicas report it.
             sent_away_s = cell.refused * offered * self.rules.look_back_s
             queued_s = cell.wait_s  # before a new item
@@ -191,6 +201,23 @@ class FlowApp(App):
             busy = 1.0
         load = ReplicaLoad((self._backlog_s + sent_away_s) / ready + queued_s, busy)
         return self.rules.wanted_of_equals(load, replicas=ready)
+
+    def _busy(self, offered: float, done: float) -> float:
+        """Share of the time that a replica reports to have worked."""
+        work, drawn = self.work, offered < DRAWN_BELOW
+        window_s = self.rules.report_s if drawn else NOISE_WINDOW_S
+        deviation = noise_of_busy(offered, work.seconds_per_item, work.variation, window_s)
+        noise = next(self._scatter) if drawn else NOISE
+        if drawn and not self._draws:
+            self._draws = True
+            self.engine.at(self.engine.now + DRAW_S, self._drawn_again)
+        return min(1.0, max(0.0, done + noise * deviation) / self.ready)
+
+    def _drawn_again(self) -> None:
+        self._draws = False
+        if self.rate and self.ready:
+            self._settle()
+            self._ask()
 
     def bounds_changed(self) -> None:
         self._settle()
@@ -226,3 +253,10 @@ class FlowApp(App):
             self.tally.wait.add_all(cell.wait, cell.wait_s, answered)
         self._give_up_old()
         self.tally.left = math.fsum(many for _, many in self._held)
+
+
+def _scatter(random: np.random.Generator) -> Iterator[float]:
+    """Of the work of a second after the other as reports show it, in deviations of half a second's."""
+    while True:
+        white = random.standard_normal(2 * _CHUNK)
+        yield from np.convolve(white, _WEIGHTS, mode="valid")[::2].tolist()

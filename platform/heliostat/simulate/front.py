@@ -86,7 +86,8 @@ class Front:
         """Called when something was answered."""
         self.busy_s = 0.0
         """Model time of all replicas, passes that were cut off included."""
-        self._random, self._drawn = random, iter(())
+        self._random = random
+        self._drawn = iter(list[int]())
         self._numbers = 0
         self._admit = admit
         self._shared = self._batcher() if shared else None
@@ -107,7 +108,8 @@ class Front:
         if variation == 0:
             return [max(1, round(mean))] * _DRAWN
         drawn = self._random.gamma(variation**-2, mean * variation**2, _DRAWN)
-        return np.maximum(1, np.rint(drawn)).astype(np.int64).tolist()
+        whole: list[int] = np.maximum(1, np.rint(drawn)).astype(np.int64).tolist()
+        return whole
 
     # --- requests
 
@@ -187,7 +189,7 @@ class Front:
 
     def add(self) -> Replica:
         """One more replica takes requests; those that were held are let in first."""
-        replica = Replica(self, self._shared or self._batcher())
+        replica = Replica(self, self._batcher() if self._shared is None else self._shared)
         self.open.append(replica)
         self._give_up_old()
         held, self.held = self.held, deque()

@@ -136,7 +136,7 @@ class Nodes:
             for _ in range(min(group.spec.nodes.low, group.may_have(0.0))):
                 self.start(group)
             if group.spot is not None:
-                self._watch_spot(group)
+                self._watch_spot(group, group.spot)
 
     # --- work asks for GPUs
 
@@ -290,12 +290,10 @@ class Nodes:
 
     # --- spot
 
-    def _watch_spot(self, group: Group) -> None:
+    def _watch_spot(self, group: Group, trace: Trace) -> None:
         """At each change of the trace: reclaims above it, and a new look at what waits."""
-        assert group.spot is not None
-        counts, tick_s = group.spot.counts, group.spot.tick_s
-        for index in (np.flatnonzero(np.diff(counts)) + 1).tolist():
-            self.engine.at(float(index * tick_s), self._spot_changed, group)
+        for index in (np.flatnonzero(np.diff(trace.counts)) + 1).tolist():
+            self.engine.at(float(index * trace.tick_s), self._spot_changed, group)
 
     def _spot_changed(self, group: Group) -> None:
         staying = [node for node in group.nodes if not node.leaving]

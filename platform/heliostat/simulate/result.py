@@ -186,14 +186,9 @@ def _group(group: Group, price: NodePrice | None) -> GroupFigures:
 def _jobs(jobs: Jobs, end_s: float) -> JobFigures:
     begun = [job for job in jobs.all if job.began_at is not None]
     delays = [job.began_at - job.terms.submitted_s for job in begun if job.began_at is not None]
-    useful, lost, held = (
-        sum(part(job) * _gpus(job) for job in jobs.all) / 3600
-        for part in (
-            lambda job: job.done_s * job.terms.nodes,
-            lambda job: job.recomputed_s * job.terms.nodes,
-            lambda job: job.node_seconds + sum(end_s - since for since in job.gang.values()),
-        )
-    )
+    useful = sum(job.done_s * job.terms.nodes * _gpus(job) for job in jobs.all) / 3600
+    lost = sum(job.recomputed_s * job.terms.nodes * _gpus(job) for job in jobs.all) / 3600
+    held = sum((job.node_seconds + _still_held_s(job, end_s)) * _gpus(job) for job in jobs.all) / 3600
     return JobFigures(
         submitted=sum(job.terms.submitted_s < end_s for job in jobs.all),
         finished=sum(job.finished_at is not None for job in jobs.all),
@@ -210,6 +205,10 @@ def _jobs(jobs: Jobs, end_s: float) -> JobFigures:
 
 def _gpus(job: Job) -> float:
     return job.jobs.nodes.groups[job.terms.group].gpus
+
+
+def _still_held_s(job: Job, end_s: float) -> float:
+    return sum(end_s - since for since in job.gang.values())
 
 
 def _missed(job: Job, end_s: float) -> bool:

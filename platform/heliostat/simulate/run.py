@@ -127,7 +127,7 @@ def _apps(
         alike = (work.model_copy(update={"requests_per_second": None}), spec.max_queue.seconds)
         if alike not in curves:
             curves[alike] = Curves(work, max_queue_s=spec.max_queue.seconds, seed=scenario.seed)
-        flow.begin(traffic, curves[alike])
+        flow.begin(traffic, curves[alike], random)
         apps.append(flow)
     return apps
 
@@ -162,27 +162,27 @@ def _point(now: float, nodes: Nodes, apps: Sequence[App], jobs: Jobs) -> Point:
 
 def job_terms(definition: ClusterDefinition, measured: Measured, days: float) -> list[JobTerms]:
     """The runs that `measured` tells of, in the order of their submission."""
-    found = []
+    found: list[JobTerms] = []
     for name, job in measured.jobs.items():
         group = definition.jobs[name].group
         every_s = job.every.seconds if job.every else days * 86400
-        for number in range(max(1, int(-(-days * 86400 // every_s)))):
-            found.append(
-                JobTerms(
-                    name=f"{name}-{number}",
-                    group=group,
-                    nodes=job.nodes,
-                    work_s=job.work.seconds,
-                    submitted_s=number * every_s,
-                    deadline_s=job.deadline.seconds if job.deadline else None,
-                    policy=job.policy,
-                    fallback=_fallback(definition, group),
-                    restart_s=job.restart.seconds,
-                    stall_s=job.stall,
-                    team=job.team or definition.tags.team,
-                    priority=job.priority,
-                )
+        found += [
+            JobTerms(
+                name=f"{name}-{number}",
+                group=group,
+                nodes=job.nodes,
+                work_s=job.work.seconds,
+                submitted_s=number * every_s,
+                deadline_s=job.deadline.seconds if job.deadline else None,
+                policy=job.policy,
+                fallback=_fallback(definition, group),
+                restart_s=job.restart.seconds,
+                stall_s=job.stall,
+                team=job.team or definition.tags.team,
+                priority=job.priority,
             )
+            for number in range(max(1, int(-(-days * 86400 // every_s))))
+        ]
     return sorted(found, key=lambda one: (one.submitted_s, one.name))
 
 

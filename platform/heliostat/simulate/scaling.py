@@ -69,11 +69,22 @@ class Rules:
 
     @property
     def low(self) -> int:
-        return self._low[self.awake]
+        low: int = self._low[self.awake]
+        return low
 
     def look(self, last_request_at: float, now: float) -> None:
         """The controller's idle rule."""
-        report = ReplicaReport.model_construct(app=self.desired.name, last_request_at=last_request_at)
+        report = ReplicaReport(
+            app=self.desired.name,
+            replica="simulated",
+            node="",
+            version=0,
+            digest="",
+            loaded_at=0.0,
+            requests=0,
+            last_request_at=last_request_at,
+            queued_tokens=0,
+        )
         self.awake = bool(awake_apps([AppState(self.desired, (report,))], now))
 
     def wanted(self, loads: dict[Any, tuple[float, float]], *, replicas: int) -> int:

@@ -230,13 +230,14 @@ def month(seed: int, quick: bool) -> dict[str, Any]:
     jobs = month_jobs(training.nodes.high, days, seed)
     spot = {"train": supply(training.nodes.high, days, seed)}
     scenario = Scenario(days, traffic, spot, jobs, measured, level="flow", seed=seed)
-    drawn_s = time.perf_counter() - before
+    drawn_s, cpu_before = time.perf_counter() - before, time.process_time()
     result = simulate(definition, scenario, progress=lambda line: print(line, file=sys.stderr, flush=True))
     nodes_started = sum(group.nodes_started for group in result.groups)
     found = {
         "gpus": gpus,
         "days": days,
         "wall_s": round(result.wall_s, 1),
+        "cpu_s": round(time.process_time() - cpu_before, 1),
         "drawing_s": round(drawn_s, 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "events": result.events,

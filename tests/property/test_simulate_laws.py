@@ -91,7 +91,7 @@ def _app(group: str, replicas: str, gpus: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(scenarios())
 def test_nothing_is_lost_and_every_second_is_somebodys(given: tuple[ClusterDefinition, Scenario]) -> None:
     definition, scenario = given

@@ -94,6 +94,8 @@ class Job:
     """Held, by nodes that it has given back or lost."""
     spent_s: float = 0.0
     """As the deadline policies count it: seconds of the whole gang, at the market's share of the on-demand price."""
+    runs: share.Running | None = None
+    """Its request and when it was made, as the queue takes them."""
     policy: Any = None
     memory: Any = None
     spell_up: bool | None = None
@@ -219,6 +221,7 @@ class Jobs:
 
     def _enqueue(self, job: Job, group: str) -> None:
         job.group, job.state, job.asked_at = group, "waiting", self.engine.now
+        job.runs = None
         self._waiting[job] = None
         self._look_soon()
 
@@ -241,8 +244,8 @@ class Jobs:
             return
         self.decisions += 1
         decision = share.decide(
-            [_request(job) for job in self._waiting],
-            [share.Running(_request(job), job.asked_at) for job in self._running],
+            [_runs(job).request for job in self._waiting],
+            [_runs(job) for job in self._running],
             {name: self._capacity(self.nodes.groups[name]) for name in self._groups},
             self._usage,
             self._policy,
@@ -263,9 +266,11 @@ class Jobs:
 
     def _charge(self) -> None:
         now = self.engine.now
-        running = [share.Running(_request(job), job.asked_at) for job in self._running]
-        self._usage = share.charge(self._usage, running, now - self._charged_at, half_life_s=self._policy.half_life_s)
-        self._charged_at = now
+        if now > self._charged_at:
+            running = [_runs(job) for job in self._running]
+            seconds, half_life_s = now - self._charged_at, self._policy.half_life_s
+            self._usage = share.charge(self._usage, running, seconds, half_life_s=half_life_s)
+            self._charged_at = now
 
     def _start(self, job: Job) -> None:
         self._charge()
@@ -416,6 +421,13 @@ class Jobs:
     def finish(self) -> None:
         for job in self._running:
             job.settle()
+
+
+def _runs(job: Job) -> share.Running:
+    """Made once for each time that it queues: the queue is asked tens of thousands of times."""
+    if job.runs is None:
+        job.runs = share.Running(_request(job), job.asked_at)
+    return job.runs
 
 
 def _request(job: Job) -> share.Request:

@@ -261,7 +261,7 @@ class Jobs:
             self._look_soon(min((after for after in due if after > 0), default=LOOK_S))
 
     def _capacity(self, group: Group) -> int:
-        """Nodes that jobs may have: those there can be, less those that are leaving."""
+        """Nodes that jobs may have now."""
         return group.may_have(self.engine.now)
 
     def _charge(self) -> None:

@@ -19,6 +19,7 @@ from heliostat.cli.model import model
 from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
 from heliostat.cli.serving import apps
+from heliostat.cli.simulate import simulate
 from heliostat.cli.why import why
 from heliostat.show import print_json, print_progress, print_table
 
@@ -87,6 +88,7 @@ app.command()(use)
 app.command()(doctor)
 app.command()(check)
 app.command()(why)
+app.command()(simulate)
 app.command()(rendering.render)
 app.command()(rendering.schema)
 app.command()(rendering.preview)

@@ -1,0 +1,377 @@
+"""The simulator against theory, against itself, and on a month of 10,000 GPUs.
+
+    python tests/benchmarks/simulate.py [--quick] [--seed 0] [--only theory,agree,month,engine]
+
+- theory: M/M/c and M/G/1 on the very queue, batcher and replicas of the per-request simulator; the mean wait of
+  independent runs, its 99 % confidence interval, and what Erlang C and Pollaczek-Khinchine say.
+- agree: a small cluster over a day, with starts, spot reclaims and jobs: flow beside per-request, figure by figure.
+- month: 10,000 GPUs for 30 days, one core: nodes, replicas and jobs as events, requests as a flow a minute.
+- engine: events a second of our heap and of SimPy, where that is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import world
+
+from heliostat.definition.model import ClusterDefinition
+from heliostat.plan.policy.traces import Climate, Trace, generate
+from heliostat.simulate import Scenario, simulate
+from heliostat.simulate.engine import Engine
+from heliostat.simulate.front import Front
+from heliostat.simulate.jobs import JobTerms
+from heliostat.simulate.measured import AppWork, Measured
+from heliostat.simulate.queues import mg1_wait_s, mmc_wait_s
+from heliostat.simulate.result import Result
+from heliostat.simulate.tally import Tally
+from heliostat.simulate.traffic import draw
+
+T_99 = {10: 3.250, 20: 2.861}
+"""Student's t, two-sided 99 %, for that many runs less one."""
+
+
+# --- theory
+
+
+def mean_wait(servers: int, busy: float, variation: float, seed: int, requests: int) -> float:
+    """Of one run from empty, the first fifth left out."""
+    work = AppWork(seconds_per_item=1.0, variation=variation, batch_seconds=0.0)
+    random, engine = np.random.default_rng(seed), Engine()
+    front = Front(engine, work, max_queue_s=math.inf, random=random, shared=True, admit=False)
+    for _ in range(servers):
+        front.add()
+    at, warm = 0.0, requests // 5
+    for number, gap in enumerate(random.exponential(1 / (busy * servers), requests).tolist()):
+        at += gap
+        engine.run(at)
+        if number == warm:
+            front.tally = Tally()
+        front.arrive()
+    return front.tally.wait.mean_s or 0.0
+
+
+def theory(seed: int, quick: bool) -> list[dict[str, Any]]:
+    runs, requests = 10, 20_000 if quick else 60_000
+    cases = [("M/M/1", 1, 0.7, 1.0), ("M/M/4", 4, 0.8, 1.0), ("M/M/16", 16, 0.9, 1.0)]
+    cases += [("M/D/1", 1, 0.8, 0.0), ("M/G/1, variation 0.5", 1, 0.8, 0.5), ("M/G/1, variation 2", 1, 0.6, 2.0)]
+    found = []
+    for name, servers, busy, variation in cases:
+        waits = np.array([mean_wait(servers, busy, variation, seed * 1000 + n, requests) for n in range(runs)])
+        said = mg1_wait_s(busy, 1.0, variation) if servers == 1 else mmc_wait_s(servers, busy * servers, 1.0)
+        half = T_99[runs] * float(waits.std(ddof=1)) / math.sqrt(runs)
+        inside = abs(float(waits.mean()) - said) <= half
+        found.append(
+            {
+                "queue": name,
+                "busy": busy,
+                "theory_s": round(said, 4),
+                "simulated_s": round(float(waits.mean()), 4),
+                "ci99_s": round(half, 4),
+                "inside": inside,
+            }
+        )
+        print(f"{name:<22} busy {busy}: theory {said:.4f}, simulated {waits.mean():.4f} +- {half:.4f}, {inside}")
+    return found
+
+
+# --- flow beside per-request
+
+
+def small() -> tuple[ClusterDefinition, Measured]:
+    definition = ClusterDefinition.model_validate(
+        {
+            "name": "small",
+            "groups": {
+                "serve": _group("serving", "on-demand", 1, "0..20", idle_timeout="2m"),
+                "train": _group("training", "spot", 1, "0..6", idle_timeout="2m"),
+                "train-od": _group("training", "on-demand", 1, "0..6", idle_timeout="2m"),
+            },
+            "applications": {
+                "day": _app("serve", "1..12", "5m"),
+                "night": _app("serve", "0..6", "5m"),
+            },
+            **_REST,
+        }
+    )
+    measured = Measured.model_validate(
+        {
+            "starts": {"node": "60s", "replica": "20s"},
+            "usd_per_node_hour": {"serve": 1.0, "train": 0.3, "train-od": 1.0},
+            "applications": {
+                "day": {"seconds_per_item": 0.1, "variation": 0.5, "batch_seconds": 0.3},
+                "night": {"seconds_per_item": 0.2, "variation": 1.0, "batch_seconds": 0.0},
+            },
+        }
+    )
+    return definition, measured
+
+
+_REST: dict[str, Any] = {
+    "store": {"kind": "embedded", "bucket": "bench"},
+    "tags": {"team": "bench", "project": "bench"},
+}
+
+
+def _group(role: str, market: str, gpus: int, nodes: str, **more: Any) -> dict[str, Any]:
+    fallback = {} if role == "training" or market != "spot" else {"fallback": "serve"}
+    return {"role": role, "market": market, "cpus": 8, "gpus": gpus, "nodes": nodes, **fallback, **more}
+
+
+def _app(group: str, replicas: str, idle: str) -> dict[str, Any]:
+    name = f"{group}-{replicas.replace('.', '-')}"
+    return {
+        "recipe": "serve_apps.some:Some", "model": "some@production", "group": group, "route": f"/{name}",
+        "replicas": replicas, "idle_timeout": idle,
+    }  # fmt: skip
+
+
+COMPARED = ("answered", "refused", "latency_p50_s", "latency_p99_s", "wait_mean_s", "replica_hours", "busy")
+
+
+def agree(seed: int, quick: bool) -> dict[str, Any]:
+    definition, measured = small()
+    days = 0.15 if quick else 1.0
+    traffic = {
+        "day": draw("diurnal", requests_per_s=40, days=days, seed=seed),
+        "night": draw("steady", requests_per_s=4, days=days, seed=seed + 1),
+    }
+    jobs = [
+        JobTerms(f"job-{n}", "train", 1 + n % 3, 3600.0 * (1 + n % 4), submitted_s=2400.0 * n)
+        for n in range(int(days * 30) or 1)
+    ]
+    spot = {"train": generate(seed, days=days, nodes=6)}
+    results: dict[str, Result] = {}
+    for level in ("requests", "flow"):
+        scenario = Scenario(days, traffic, spot, jobs, measured, level=level, seed=seed)  # type: ignore[arg-type]
+        results[level] = simulate(definition, scenario)
+    rows: dict[str, list[float | None]] = {}
+    for exact, flow in zip(results["requests"].apps, results["flow"].apps, strict=True):
+        for name in COMPARED:
+            rows[f"{exact.app}.{name}"] = [getattr(exact, name), getattr(flow, name)]
+    for one, other in zip(results["requests"].groups, results["flow"].groups, strict=True):
+        rows[f"{one.group}.held_gpu_h"] = [one.held_gpu_h, other.held_gpu_h]
+    rows["jobs.goodput"] = [results[level].jobs.goodput for level in ("requests", "flow")]
+    rows["usd"] = [results[level].usd for level in ("requests", "flow")]
+    found: dict[str, Any] = {}
+    for name, (exact_value, flow_value) in rows.items():
+        apart = _apart(exact_value, flow_value)
+        found[name] = {"requests": _short(exact_value), "flow": _short(flow_value), "apart": _short(apart)}
+        print(f"{name:<24} per request {_short(exact_value)!s:>12}  flow {_short(flow_value)!s:>12}  apart {apart:.2%}")
+    walls = {level: round(result.wall_s, 1) for level, result in results.items()}
+    print(f"wall: {walls} s, events { ({level: result.events for level, result in results.items()}) }")
+    return {"days": days, "figures": found, "wall_s": walls}
+
+
+def _apart(one: float | None, other: float | None) -> float:
+    if not one or other is None:
+        return 0.0 if not one and not other else math.inf
+    return abs(other - one) / abs(one)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+# --- the month
+
+
+def large(gpus: int) -> ClusterDefinition:
+    """Half of the GPUs serve in 25 applications, one GPU a replica; half train on spot. 8 to a node."""
+    nodes, apps = gpus // 8, 25
+    serving = nodes * 2 // 5
+    return ClusterDefinition.model_validate(
+        {
+            "name": "large",
+            "groups": {
+                "serve": _group("serving", "on-demand", 8, f"0..{serving}", idle_timeout="5m"),
+                "train": _group("training", "spot", 8, f"0..{nodes - serving - nodes // 10}", idle_timeout="5m"),
+                "train-od": _group("training", "on-demand", 8, f"0..{nodes // 10}", idle_timeout="5m"),
+            },
+            "applications": {
+                f"app-{n:02}": {**_app("serve", f"1..{serving * 8 // apps}", "10m"), "route": f"/app-{n}"}
+                for n in range(apps)
+            },
+            **_REST,
+        }
+    )
+
+
+def month(seed: int, quick: bool) -> dict[str, Any]:
+    gpus, days = (1000, 3.0) if quick else (10_000, 30.0)
+    definition = large(gpus)
+    serving, training = definition.groups["serve"], definition.groups["train"]
+    work = {"seconds_per_item": 0.05, "variation": 0.5, "batch_seconds": 0.2}
+    measured = Measured.model_validate(
+        {
+            "usd_per_node_hour": {"serve": 32.0, "train": 12.0, "train-od": 32.0},
+            "applications": dict.fromkeys(definition.applications, work),
+            "shares": {"team-0": 2.0},
+        }
+    )
+    before = time.perf_counter()
+    each = serving.nodes.high * serving.gpus / len(definition.applications) * 0.55 / work["seconds_per_item"]
+    shapes = ("diurnal", "bursty", "diurnal", "steady", "diurnal")
+    traffic = {
+        name: draw(shapes[n % len(shapes)], requests_per_s=each, days=days, seed=seed * 100 + n, burst=1.8)  # type: ignore[arg-type]
+        for n, name in enumerate(definition.applications)
+    }
+    jobs = month_jobs(training.nodes.high, days, seed)
+    spot = {"train": supply(training.nodes.high, days, seed)}
+    scenario = Scenario(days, traffic, spot, jobs, measured, level="flow", seed=seed)
+    drawn_s, cpu_before = time.perf_counter() - before, time.process_time()
+    result = simulate(definition, scenario, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    nodes_started = sum(group.nodes_started for group in result.groups)
+    found = {
+        "gpus": gpus,
+        "days": days,
+        "wall_s": round(result.wall_s, 1),
+        "cpu_s": round(time.process_time() - cpu_before, 1),
+        "drawing_s": round(drawn_s, 1),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "events": result.events,
+        "queue_decisions": result.decisions,
+        "requests": sum(round(app.offered) for app in result.apps),
+        "answered": round(sum(app.answered for app in result.apps) / sum(app.offered for app in result.apps), 5),
+        "app_minutes": round(days * 1440 * len(result.apps)),
+        "replicas_started": sum(app.starts for app in result.apps),
+        "nodes_started": nodes_started,
+        "reclaimed": sum(group.reclaimed for group in result.groups),
+        "jobs": result.jobs.submitted,
+        "jobs_finished": result.jobs.finished,
+        "jobs_missed": result.jobs.missed,
+        "job_reclaims": result.jobs.reclaims,
+        "job_goodput": _short(result.jobs.goodput),
+        "held_gpu_h": round(sum(group.held_gpu_h for group in result.groups)),
+        "most_nodes": max(sum(point.nodes.values()) for point in result.points),
+        "usd": round(result.usd),
+    }
+    for name, value in found.items():
+        print(f"{name:<18} {value:>20,}" if isinstance(value, int | float) else f"{name:<18} {value!s:>20}")
+    return found
+
+
+def month_jobs(nodes: int, days: float, seed: int) -> list[JobTerms]:
+    """Poisson; 1 to 32 nodes, log-normal lengths around 6 hours; a tenth with a deadline. 0.9 of the group's time."""
+    random = np.random.default_rng(seed + 7)
+    found, at, work = [], 0.0, 0.0
+    while True:
+        size = int(random.choice([1, 2, 4, 8, 16, 32], p=[0.3, 0.2, 0.2, 0.15, 0.1, 0.05]))
+        length_s = float(min(86400 * 3, random.lognormal(math.log(6 * 3600), 0.8)))
+        at = work / (0.8 * nodes)
+        work += size * length_s
+        if at >= days * 86400:
+            return found
+        number = len(found)
+        found.append(
+            JobTerms(
+                f"job-{number}", "train", size, length_s, submitted_s=at, team=f"team-{number % 6}",
+                deadline_s=3 * length_s + 7200 if number % 10 == 0 else None, policy="uniform progress",
+                fallback="train-od", restart_s=60.0, stall_s=2.0,
+            )
+        )  # fmt: skip
+
+
+def supply(nodes: int, days: float, seed: int) -> Trace:
+    """Spot of many zones: the sum of 40 that come and go on their own."""
+    zones = [
+        generate(seed * 50 + n, days=days, nodes=1, climate=Climate(mean_up_h=30, mean_down_h=2)) for n in range(40)
+    ]
+    counts = np.sum([zone.counts for zone in zones], axis=0)
+    return Trace("supply", "availability", 40, zones[0].tick_s, np.minimum(40, counts + 1))
+
+
+# --- the engine
+
+
+def engine(quick: bool) -> dict[str, Any]:
+    """M/M/1, the queue and nothing else, on both."""
+    requests = 50_000 if quick else 200_000
+    random = np.random.default_rng(0)
+    gaps, works = random.exponential(1.25, requests).tolist(), random.exponential(1.0, requests).tolist()
+    found = {"own_requests_per_s": round(requests / _own(gaps, works))}
+    try:
+        import simpy  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        found["simpy_requests_per_s"] = None
+    else:
+        found["simpy_requests_per_s"] = round(requests / _simpy(simpy, gaps, works))
+    print(found)
+    return found
+
+
+def _own(gaps: list[float], works: list[float]) -> float:
+    from collections import deque
+
+    clock, queue, busy = Engine(), deque[float](), [False]
+
+    def arrive(number: int) -> None:
+        queue.append(works[number])
+        if not busy[0]:
+            serve()
+        if number + 1 < len(gaps):
+            clock.at(clock.now + gaps[number + 1], arrive, number + 1)
+
+    def serve() -> None:
+        busy[0] = bool(queue)
+        if queue:
+            clock.at(clock.now + queue.popleft(), serve)
+
+    began = time.perf_counter()
+    clock.at(gaps[0], arrive, 0)
+    clock.run(1e12)
+    return time.perf_counter() - began
+
+
+def _simpy(simpy: Any, gaps: list[float], works: list[float]) -> float:
+    environment = simpy.Environment()
+    server = simpy.Resource(environment)
+
+    def request(work: float) -> Any:
+        with server.request() as turn:
+            yield turn
+            yield environment.timeout(work)
+
+    def source() -> Any:
+        for gap, work in zip(gaps, works, strict=True):
+            yield environment.timeout(gap)
+            environment.process(request(work))
+
+    environment.process(source())
+    began = time.perf_counter()
+    environment.run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="shorter runs, a cluster of 1,000 GPUs for 3 days")
+    parser.add_argument("--only", default="theory,agree,month,engine")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    only = arguments.only.split(",")
+    result: dict[str, Any] = {"benchmark": "simulate", "machine": world.this_machine(), "seed": arguments.seed}
+    if "month" in only:  # first, so that its peak of memory is its own
+        result["month"] = month(arguments.seed, arguments.quick)
+    if "theory" in only:
+        result["theory"] = theory(arguments.seed, arguments.quick)
+    if "agree" in only:
+        result["agree"] = agree(arguments.seed, arguments.quick)
+    if "engine" in only:
+        result["engine"] = engine(arguments.quick)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -246,7 +246,9 @@ def for_sale(instance: Instance, known: Known) -> Iterator[ForSale]:
         yield _listed(instance, "on-demand", price, on_demand, known)
     for price in known.catalogue.prices_by_region(instance, "spot"):
         yield _listed(instance, "spot", price, on_demand, known)
-    blocks = {row.region for row in known.rates.commitments if (row.cloud, row.instance) == (instance.cloud, instance.name)}
+    blocks = {
+        row.region for row in known.rates.commitments if (row.cloud, row.instance) == (instance.cloud, instance.name)
+    }
     for region in sorted(on_demand.keys() | blocks):
         for row in known.rates.committed(instance.cloud, instance.name, region):
             usd = row.price(on_demand.get(region))
@@ -254,9 +256,7 @@ def for_sale(instance: Instance, known: Known) -> Iterator[ForSale]:
                 yield _committed(instance, row, region, usd, on_demand.get(region), known)
 
 
-def _listed(
-    instance: Instance, purchase: Purchase, price: Price, on_demand: dict[str, Price], known: Known
-) -> ForSale:
+def _listed(instance: Instance, purchase: Purchase, price: Price, on_demand: dict[str, Price], known: Known) -> ForSale:
     return ForSale(
         instance, purchase, price.region, price.usd_per_hour, on_demand.get(price.region), price.source, price.date,
         price.age_days(known.today), price.verdict == "doubtful", price.reason or price.note,
@@ -335,7 +335,9 @@ def _serve(goal: Serve, instance: Instance, card: Accelerator) -> _Sized | str:
     per_machine = count // best.gpus
     machines = math.ceil(replicas / per_machine)
     over = f" on {best.gpus} cards" if best.gpus > 1 else ""
-    alone = ("one machine: losing it is an outage until another has started",) if machines == 1 and goal.production else ()
+    alone = (
+        ("one machine: losing it is an outage until another has started",) if machines == 1 and goal.production else ()
+    )
     reasons = (
         f"{replicas} replicas{over}, {best.planned():.3g} requests/s each at 70 % of {best.requests_per_s:.3g}; "
         f"first token {best.first_token_s * 1000:.0f} ms, whole answer {best.latency_s:.1f} s; bound by {best.bound}",
@@ -355,9 +357,7 @@ def _train(goal: Train, instance: Instance, card: Accelerator) -> _Sized | str:
         need = need_of(goal.shape, workload)
         if fits(need, card.usable_bytes).answer != "fits":
             continue
-        pace = training_pace(
-            goal.shape, workload, card, gpus=gpus, machines=machines, calibration=goal.calibration
-        )
+        pace = training_pace(goal.shape, workload, card, gpus=gpus, machines=machines, calibration=goal.calibration)
         if isinstance(pace, str):
             return f"{card.name}: {pace}"
         holds, hours = True, goal.tokens / pace.tokens_per_s / 3600
@@ -454,7 +454,9 @@ def _reserved_rule(goal: Goal, sale: ForSale, what: str, per_hour: Decimal, hour
     days = math.ceil(share * term)
     if isinstance(goal, Train) or hours / 24 < days:
         wanted = "a training" if isinstance(goal, Train) else f"{hours / 24:.0f}"
-        return Refused(what, f"pays off from {days} of {term} days of use on ({share:.0%}), and {wanted} is asked for", per_hour)
+        return Refused(
+            what, f"pays off from {days} of {term} days of use on ({share:.0%}), and {wanted} is asked for", per_hour
+        )
     return (f"steady use: break-even at {days} of {term} days ({share:.0%} of the term)",)
 
 

@@ -180,10 +180,14 @@ def _occupied(shape: Shape, taken: Slices) -> tuple[int, int]:
         profile = shape.profile(name)
         mask = _mask(start, profile)
         if start not in profile.starts or used & mask:
-            raise UsageError(f"{name} at {start} does not fit beside the others", do="give slices as nvidia-smi shows them")
+            raise UsageError(
+                f"{name} at {start} does not fit beside the others", do="give slices as nvidia-smi shows them"
+            )
         used, compute = used | mask, compute + profile.compute_slices
     if compute > shape.compute:
-        raise UsageError(f"{compute} compute slices are taken of {shape.compute}", do="give slices as nvidia-smi shows them")
+        raise UsageError(
+            f"{compute} compute slices are taken of {shape.compute}", do="give slices as nvidia-smi shows them"
+        )
     return used, compute
 
 
@@ -227,7 +231,10 @@ def pack(tenants: Sequence[Tenant], cards: Sequence[Card], catalogue: Catalogue,
         raise UsageError(f"{len(twice)} names are there twice, such as {twice[0]!r}", do="give each model its own name")
     classes = _card_classes(cards)
     patterns = [pattern for index, card in enumerate(classes) for pattern in _patterns(index, card, catalogue)]
-    rooms = sorted({room for pattern in patterns for room, _ in pattern.rooms}, key=lambda r: (r.memory, r.compute, r.accelerator, r.profile))
+    rooms = sorted(
+        {room for pattern in patterns for room, _ in pattern.rooms},
+        key=lambda r: (r.memory, r.compute, r.accelerator, r.profile),
+    )
     refused = tuple((t.name, _why_not(t, rooms)) for t in tenants if not any(room.takes(t) for room in rooms))
     out = {name for name, _ in refused}
     rest = [tenant for tenant in tenants if tenant.name not in out]
@@ -471,9 +478,9 @@ class _Program:
 
     def _read(self, values: Any, members: list[list[int]], cards: Sequence[Card]) -> Packing:
         """From counts to names: models of a class are alike, and so are cards of a class."""
-        x, y, z, _ = self._columns()
-        waiting = [[t for t in tenants] for _, tenants in self.alone]
-        sharers = [[t for t in tenants] for _, tenants in self.sharing]
+        x, y, _z, _ = self._columns()
+        waiting = [list(tenants) for _, tenants in self.alone]
+        sharers = [list(tenants) for _, tenants in self.sharing]
         content: dict[_Room, list[tuple[str, ...]]] = {room: [] for room in self.rooms}
         for index in range(len(self.alone)):
             for room, place in enumerate(self.rooms):
@@ -481,7 +488,9 @@ class _Program:
                     content[place].append((waiting[index].pop(0).name,))
         for index, filling in enumerate(self.fillings):
             for _ in range(values[x + y + index]):
-                group = [sharers[k].pop(0).name for k, count in filling.counts for _ in range(min(count, len(sharers[k])))]
+                group = [
+                    sharers[k].pop(0).name for k, count in filling.counts for _ in range(min(count, len(sharers[k])))
+                ]
                 if group:
                     content[self.rooms[filling.room]].append(tuple(group))
         free = [list(indices) for indices in members]
@@ -510,16 +519,16 @@ def _milp(*args: Any, **options: Any) -> Any:  # Any: scipy's own
         os.close(kept)
 
 
-def _places(pattern: _Pattern, rooms: Sequence[_Room], content: Mapping[_Room, list[tuple[str, ...]]]) -> tuple[Place, ...]:
+def _places(
+    pattern: _Pattern, rooms: Sequence[_Room], content: Mapping[_Room, list[tuple[str, ...]]]
+) -> tuple[Place, ...]:
     """Fills the pattern's rooms with what waits for them; rooms for which nobody waits are not made."""
     if not pattern.slices:
         room = pattern.rooms[0][0]
         return (Place(0, WHOLE, content[room].pop(0)),) if content[room] else ()
     by_name = {room.profile: room for room, _ in pattern.rooms}
     made = [
-        Place(start, name, content[by_name[name]].pop(0))
-        for start, name in pattern.slices
-        if content[by_name[name]]
+        Place(start, name, content[by_name[name]].pop(0)) for start, name in pattern.slices if content[by_name[name]]
     ]
     size = {room.profile: room.memory for room in rooms}
     return tuple(sorted(made, key=lambda place: (-size[place.profile], place.start)))
@@ -557,7 +566,12 @@ def _first_fit(sharing: Sequence[tuple[Tenant, list[Tenant]]], rooms: Sequence[_
     found = []
     for room, place in enumerate(rooms):
         left = [[klass, want, len(members)] for klass, (want, members) in enumerate(sharing) if place.takes(want)]
-        left.sort(key=lambda entry: (-max(entry[1].memory / place.memory, entry[1].compute / max(place.compute, 1e-9)), entry[0]))
+        left.sort(
+            key=lambda entry: (
+                -max(entry[1].memory / place.memory, entry[1].compute / max(place.compute, 1e-9)),
+                entry[0],
+            )
+        )
         while any(count for *_, count in left):
             filling = _greedy(room, place, [(k, w, c) for k, w, c in left if c])
             if filling is None:
@@ -568,12 +582,16 @@ def _first_fit(sharing: Sequence[tuple[Tenant, list[Tenant]]], rooms: Sequence[_
     return found
 
 
-def _knapsack(place: _Room, fits: Sequence[tuple[int, Tenant, int, float]]) -> tuple[tuple[tuple[int, int], ...], float]:
+def _knapsack(
+    place: _Room, fits: Sequence[tuple[int, Tenant, int, float]]
+) -> tuple[tuple[tuple[int, int], ...], float]:
     """The filling of the most worth, within memory and compute: an integer program of two rows."""
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint
 
-    memory = np.array([[want.memory / place.memory for _, want, _, _ in fits], [want.compute for _, want, _, _ in fits]])
+    memory = np.array(
+        [[want.memory / place.memory for _, want, _, _ in fits], [want.compute for _, want, _, _ in fits]]
+    )
     worth = np.array([value for *_, value in fits])
     most = np.array([count for _, _, count, _ in fits])
     found = _milp(
@@ -590,3 +608,38 @@ def _knapsack(place: _Room, fits: Sequence[tuple[int, Tenant, int, float]]) -> t
         counts[int(np.argmax(counts))] -= 1  # rounding of a float that stood for bytes
     chosen = tuple((f[0], int(c)) for c, f in zip(counts, fits, strict=True) if c)
     return chosen, float(sum(c * f[3] for c, f in zip(counts, fits, strict=True)))
+
+
+# --- into a definition
+
+
+def groups_of(packing: Packing, catalogue: Catalogue, *, instance: str | None = None) -> dict[str, dict[str, object]]:
+    """Worker groups that hold the packing, as a definition writes them: one for each kind of card and of place.
+
+    A group has one MIG profile, so a node of it is one slice; a card cut into several kinds needs the `mixed` strategy
+    of NVIDIA's device plugin, and its groups then share the machine. CPUs and memory are a start, to be changed.
+    """
+    kinds: dict[tuple[str, str], list[Place]] = {}
+    for card in packing.cards:
+        for place in card.places:
+            kinds.setdefault((card.card.accelerator, place.profile), []).append(place)
+    groups: dict[str, dict[str, object]] = {}
+    for (accelerator, profile), places in sorted(kinds.items()):
+        device = catalogue.accelerator(accelerator)
+        group: dict[str, object] = {"role": "serving", "market": "on-demand"}
+        group |= {"instance": instance} if instance else {}
+        group |= {"accelerator": device.name, "cpus": 2, "memory": "8GiB", "gpus": 1, "nodes": len(places)}
+        if profile != WHOLE:
+            group["mig"] = profile
+        groups[f"{device.name}-{profile}".lower().replace(".", "-")] = group
+    return groups
+
+
+def share_of(packing: Packing) -> dict[str, float]:
+    """Of each model its `gpus_per_replica`: 1 where it is alone in its place, else its part of it, rounded down."""
+    return {
+        tenant: math.floor(1000 / len(place.tenants)) / 1000
+        for card in packing.cards
+        for place in card.places
+        for tenant in place.tenants
+    }

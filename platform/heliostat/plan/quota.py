@@ -28,9 +28,15 @@ CLOUDS: Mapping[str, str] = {"eks-karpenter": "aws", "eks": "aws", "gke": "gcp",
 """Of a definition's platform."""
 
 ALL_REGIONS = Quota(
-    cloud="gcp", market="on-demand", name="GPUS_ALL_REGIONS", code="GPUS-ALL-REGIONS-per-project", unit="GPU",
-    source="public infrastructure code; the quota id is recalled", date="2026-11-24", note="on-demand and spot together",
-)  # fmt: skip
+    cloud="gcp",
+    market="on-demand",
+    name="GPUS_ALL_REGIONS",
+    code="GPUS-ALL-REGIONS-per-project",
+    unit="GPU",
+    source="public infrastructure code; the quota id is recalled",
+    date="2026-11-24",
+    note="on-demand and spot together",
+)
 """GCP counts every GPU of a project once more."""
 
 
@@ -84,7 +90,9 @@ class Line:
         return f"{wanted} of {self.limit.limit:g} ({used})"
 
 
-def demands_of(instance: Instance, machines: int, *, region: str, market: Market, catalogue: Catalogue) -> tuple[Demand, ...]:
+def demands_of(
+    instance: Instance, machines: int, *, region: str, market: Market, catalogue: Catalogue
+) -> tuple[Demand, ...]:
     """Of so many machines in a region: one quota, or on GCP two."""
     quota = catalogue.quota(instance, market)
     each = instance.vcpus if instance.cloud in ("aws", "azure") else math.ceil(instance.accelerators)
@@ -102,10 +110,18 @@ def add_up(demands: Iterable[Demand]) -> tuple[Demand, ...]:
     for demand in demands:
         key = (demand.cloud, demand.region, demand.market, demand.quota.code if demand.quota else demand.what)
         known = sums.get(key)
-        sums[key] = demand if known is None else Demand(
-            demand.cloud, demand.region, demand.market, demand.quota,
-            known.units + demand.units, f"{known.what}, {demand.what}",
-        )  # fmt: skip
+        sums[key] = (
+            demand
+            if known is None
+            else Demand(
+                demand.cloud,
+                demand.region,
+                demand.market,
+                demand.quota,
+                known.units + demand.units,
+                f"{known.what}, {demand.what}",
+            )
+        )
     return tuple(sums.values())
 
 
@@ -218,7 +234,8 @@ def of_definition(definition: ClusterDefinition, catalogue: Catalogue) -> tuple[
     cloud = CLOUDS.get(definition.platform or "")
     if cloud is None:
         raise UsageError(
-            f"platform {definition.platform or 'embedded'} has no quotas", do=f"set platform to one of: {', '.join(CLOUDS)}"
+            f"platform {definition.platform or 'embedded'} has no quotas",
+            do=f"set platform to one of: {', '.join(CLOUDS)}",
         )
     groups = [(name, group) for name, group in definition.groups.items() if group.gpus]
     return tuple(_group_demand(name, group, cloud, definition, catalogue) for name, group in groups)
@@ -289,4 +306,6 @@ def _read_limit(row: Mapping[str, str | None], where: str) -> Limit:
             raise ValueError("limit and used are numbers from 0")
         return Limit(row["cloud"] or "", row["region"] or "", row["code"] or "", market, limit, used, where)
     except (KeyError, ValueError) as error:
-        raise UsageError(f"a row that cannot be read: {error}", where=where, do=f"columns: {', '.join(COLUMNS)}") from error
+        raise UsageError(
+            f"a row that cannot be read: {error}", where=where, do=f"columns: {', '.join(COLUMNS)}"
+        ) from error

@@ -131,7 +131,9 @@ class Rates:
             if row.cloud == cloud and row.instance in ("", instance) and row.region in ("", region):
                 found.setdefault((row.kind, row.start), row)
         dated_blocks = any(start for kind, start in found if kind == "capacity-block")
-        return tuple(row for (kind, start), row in found.items() if kind != "capacity-block" or start or not dated_blocks)
+        return tuple(
+            row for (kind, start), row in found.items() if kind != "capacity-block" or start or not dated_blocks
+        )
 
     def lead(self, cloud: str, what: str) -> LeadTime | None:
         return next((row for row in self.lead_times if (row.cloud, row.what) == (cloud, what)), None)

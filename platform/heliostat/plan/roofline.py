@@ -212,7 +212,9 @@ def _decoder(
     best = _largest(most, lambda count: latency(count) <= target)
     between, rate = timed(best)
     reading = _reading_s(shape, workload, best, traffic, speed) >= _computing_s(shape, best, traffic, speed)
-    held_by = "memory for the KV cache" if best == most < MOST_SEQUENCES else "memory bandwidth" if reading else "compute"
+    held_by = (
+        "memory for the KV cache" if best == most < MOST_SEQUENCES else "memory bandwidth" if reading else "compute"
+    )
     return Replica(
         card, speed.gpus, best, rate, prefill_s + between, between, latency(best), held_by,
         (*words, f"{traffic.prompt} tokens in, {traffic.output} out, {best} sequences at once"),
@@ -235,9 +237,7 @@ def _computing_s(shape: ModelShape, sequences: int, traffic: Traffic, speed: _Sp
 
 def _decode_step_s(shape: ModelShape, workload: Serving, sequences: int, traffic: Traffic, speed: _Speed) -> float:
     """All weights and all caches are read once for one token of every sequence."""
-    slower = max(
-        _reading_s(shape, workload, sequences, traffic, speed), _computing_s(shape, sequences, traffic, speed)
-    )
+    slower = max(_reading_s(shape, workload, sequences, traffic, speed), _computing_s(shape, sequences, traffic, speed))
     return (slower + speed.reduce_s(shape, sequences)) / speed.scale
 
 
@@ -272,9 +272,7 @@ def _encoder(
     )  # fmt: skip
 
 
-def _assumptions(
-    card: Accelerator, peak: float, shares: Shares, calibration: Calibration | None
-) -> tuple[str, ...]:
+def _assumptions(card: Accelerator, peak: float, shares: Shares, calibration: Calibration | None) -> tuple[str, ...]:
     words = (
         f"{card.name}: {peak:g} TFLOP/s dense, of which {shares.prefill:.0%} in prefill; {card.bandwidth_gb_s:g} GB/s, "
         f"of which {shares.decode_bandwidth:.0%} in decode ({card.source})"
@@ -362,7 +360,9 @@ def read_calibration(text: str) -> tuple[float | None, dict[str, object], str]:
     try:
         content = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise UsageError(f"{text!r} is neither a number nor a file that can be read", do="give 0.8 or a JSON file") from error
+        raise UsageError(
+            f"{text!r} is neither a number nor a file that can be read", do="give 0.8 or a JSON file"
+        ) from error
     values = _json_of(content, text)
     if not isinstance(values.get("accelerator"), str) or not ({"requests_per_s", "tokens_per_s"} & values.keys()):
         raise UsageError(
@@ -390,5 +390,6 @@ def ratio_of(values: dict[str, object], *, estimated: float, key: str, where: st
     if not isinstance(measured, int | float) or measured <= 0:
         raise UsageError(f"{key} is {measured!r}", where=where, do=f"give {key} as measured, a number above 0")
     return Calibration(
-        measured / estimated, f"{measured:g} {key.replace('_per_s', '/s')} on {values['accelerator']} measured ({where})"
+        measured / estimated,
+        f"{measured:g} {key.replace('_per_s', '/s')} on {values['accelerator']} measured ({where})",
     )

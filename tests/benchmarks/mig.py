@@ -44,9 +44,14 @@ def large(seed: int, *, share: float) -> dict[str, float]:
     draw = random.Random(seed)
     cards = [Card(draw.choice(KINDS)) for _ in range(200)]
     tenants = [
-        Tenant(f"m{i}", int(draw.uniform(0.5, 16) * GIB), draw.choice([0, 0.1, 0.2]), "shared" if draw.random() < share else "slice")
+        Tenant(
+            f"m{i}",
+            int(draw.uniform(0.5, 16) * GIB),
+            draw.choice([0, 0.1, 0.2]),
+            "shared" if draw.random() < share else "slice",
+        )
         for i in range(1000)
-    ]  # fmt: skip
+    ]
     started = time.perf_counter()
     packing = pack(tenants, cards, CATALOGUE)
     took = time.perf_counter() - started
@@ -56,9 +61,13 @@ def large(seed: int, *, share: float) -> dict[str, float]:
         f"{'optimal' if packing.optimal else f'at least {packing.bound}'}"
     )
     return {
-        "share": share, "seconds": round(took, 2), "cards": packing.used, "unplaced": len(packing.unplaced),
-        "optimal": packing.optimal, "bound": packing.bound,
-    }  # fmt: skip
+        "share": share,
+        "seconds": round(took, 2),
+        "cards": packing.used,
+        "unplaced": len(packing.unplaced),
+        "optimal": packing.optimal,
+        "bound": packing.bound,
+    }
 
 
 def main() -> None:

@@ -169,4 +169,5 @@ def test_a_plan_for_a_day_asks_for_nothing_where_something_is_ready(goal: Hold, 
         assert plan.steps[0].what.startswith("take ")
     for way in plan.ways:
         if way.fate in ("ask", "unknown") and way.requests:
-            assert way.ask_by is not None and way.ask_by >= TODAY
+            assert way.ask_by is not None
+            assert way.ask_by >= TODAY

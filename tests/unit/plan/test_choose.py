@@ -69,9 +69,11 @@ def test_spot_is_for_what_checkpoints() -> None:
 
 def test_a_year_is_reserved_and_a_month_is_not_with_the_break_even_told() -> None:
     year, month = (offers(Hold(("L4",), 16, hours, "serving"), known(clouds=("aws",))) for hours in (8760, 720))
-    assert year.best is not None and year.best.sale.purchase == "reserved-1y"
+    assert year.best is not None
+    assert year.best.sale.purchase == "reserved-1y"
     assert "break-even at 249 of 365 days (68% of the term)" in year.best.reasons[0]
-    assert month.best is not None and month.best.sale.purchase == "on-demand"
+    assert month.best is not None
+    assert month.best.sale.purchase == "on-demand"
     assert any("pays off from 249 of 365 days" in row.reason for row in month.refused)
     assert year.best.usd == year.best.usd_per_hour * 8760
 
@@ -94,7 +96,8 @@ def test_serving_goes_on_inference_cards_and_training_cards_are_refused_with_bot
     made = offers(serve(), known())
     assert all("inference" in load().accelerators[c.sale.instance.accelerator].use for c in made.choices)
     refused = [row for row in made.refused if row.reason.startswith("training-class")]
-    assert refused and all("USD a million" in row.reason for row in refused)
+    assert refused
+    assert all("USD a million" in row.reason for row in refused)
 
 
 def test_what_no_inference_card_serves_goes_on_a_training_card() -> None:

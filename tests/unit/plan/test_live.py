@@ -26,41 +26,112 @@ NOW = dt.datetime(2026, 11, 25, 12, 0, tzinfo=dt.UTC)
 WISH = BlockWish("p5.48xlarge", 1, 72, dt.date(2026, 11, 26), dt.date(2026, 12, 2))
 KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
 
-TYPES = {"InstanceTypes": [{"InstanceType": "g6.xlarge", "VCpuInfo": {"DefaultVCpus": 4}},
-                           {"InstanceType": "p4d.24xlarge", "VCpuInfo": {"DefaultVCpus": 96}},
-                           {"InstanceType": "g6.unheard-of", "VCpuInfo": {"DefaultVCpus": 4}}]}  # fmt: skip
-SPOT = {"SpotPriceHistory": [
-    {"InstanceType": "g6.xlarge", "AvailabilityZone": "us-east-1a", "SpotPrice": "0.3000", "ProductDescription": "Linux/UNIX", "Timestamp": NOW - dt.timedelta(hours=3)},
-    {"InstanceType": "g6.xlarge", "AvailabilityZone": "us-east-1a", "SpotPrice": "0.3500", "ProductDescription": "Linux/UNIX", "Timestamp": NOW - dt.timedelta(hours=1)},
-    {"InstanceType": "g6.xlarge", "AvailabilityZone": "us-east-1b", "SpotPrice": "0.3300", "ProductDescription": "Linux/UNIX", "Timestamp": NOW - dt.timedelta(hours=2)},
-    {"InstanceType": "p5.48xlarge", "AvailabilityZone": "us-east-1c", "SpotPrice": "55.0400", "ProductDescription": "Linux/UNIX", "Timestamp": NOW - dt.timedelta(hours=2)},
-]}  # fmt: skip
-DEFAULTS = {"Quotas": [{"QuotaCode": "L-417A185B", "QuotaName": "Running On-Demand P instances", "Value": 0.0},
-                       {"QuotaCode": "L-DB2E81BA", "QuotaName": "Running On-Demand G and VT instances", "Value": 0.0}]}  # fmt: skip
+TYPES = {
+    "InstanceTypes": [
+        {"InstanceType": "g6.xlarge", "VCpuInfo": {"DefaultVCpus": 4}},
+        {"InstanceType": "p4d.24xlarge", "VCpuInfo": {"DefaultVCpus": 96}},
+        {"InstanceType": "g6.unheard-of", "VCpuInfo": {"DefaultVCpus": 4}},
+    ]
+}
+SPOT = {
+    "SpotPriceHistory": [
+        {
+            "InstanceType": "g6.xlarge",
+            "AvailabilityZone": "us-east-1a",
+            "SpotPrice": "0.3000",
+            "ProductDescription": "Linux/UNIX",
+            "Timestamp": NOW - dt.timedelta(hours=3),
+        },
+        {
+            "InstanceType": "g6.xlarge",
+            "AvailabilityZone": "us-east-1a",
+            "SpotPrice": "0.3500",
+            "ProductDescription": "Linux/UNIX",
+            "Timestamp": NOW - dt.timedelta(hours=1),
+        },
+        {
+            "InstanceType": "g6.xlarge",
+            "AvailabilityZone": "us-east-1b",
+            "SpotPrice": "0.3300",
+            "ProductDescription": "Linux/UNIX",
+            "Timestamp": NOW - dt.timedelta(hours=2),
+        },
+        {
+            "InstanceType": "p5.48xlarge",
+            "AvailabilityZone": "us-east-1c",
+            "SpotPrice": "55.0400",
+            "ProductDescription": "Linux/UNIX",
+            "Timestamp": NOW - dt.timedelta(hours=2),
+        },
+    ]
+}
+DEFAULTS = {
+    "Quotas": [
+        {"QuotaCode": "L-417A185B", "QuotaName": "Running On-Demand P instances", "Value": 0.0},
+        {"QuotaCode": "L-DB2E81BA", "QuotaName": "Running On-Demand G and VT instances", "Value": 0.0},
+    ]
+}
 OWN = {
     "Quotas": [
         {"QuotaCode": "L-417A185B", "QuotaName": "Running On-Demand P instances", "Value": 192.0, "Adjustable": True}
     ]
 }
-MACHINES = {"Reservations": [{"Instances": [
-    {"InstanceType": "p4d.24xlarge"}, {"InstanceType": "g6.xlarge", "InstanceLifecycle": "spot"},
-    {"InstanceType": "p5.48xlarge", "InstanceLifecycle": "capacity-block"}, {"InstanceType": "m5.large"},
-]}]}  # fmt: skip
-RESERVED = {"ReservedInstancesOfferings": [
-    {"ReservedInstancesOfferingId": "one", "InstanceType": "g6.xlarge", "Duration": 31536000, "FixedPrice": 0.0, "RecurringCharges": [{"Amount": 0.52, "Frequency": "Hourly"}]},
-    {"ReservedInstancesOfferingId": "three", "InstanceType": "g6.xlarge", "Duration": 94608000, "FixedPrice": 0.0, "RecurringCharges": [{"Amount": 0.36, "Frequency": "Hourly"}]},
-]}  # fmt: skip
-BLOCKS = {"CapacityBlockOfferings": [{
-    "CapacityBlockOfferingId": "cb-1", "InstanceType": "p5.48xlarge", "AvailabilityZone": "us-east-1a", "InstanceCount": 1,
-    "StartDate": dt.datetime(2026, 11, 27, 11, 30, tzinfo=dt.UTC), "EndDate": dt.datetime(2026, 11, 30, 11, 30, tzinfo=dt.UTC),
-    "CapacityBlockDurationHours": 72, "UpfrontFee": "2265.41", "CurrencyCode": "USD",
-}]}  # fmt: skip
+MACHINES = {
+    "Reservations": [
+        {
+            "Instances": [
+                {"InstanceType": "p4d.24xlarge"},
+                {"InstanceType": "g6.xlarge", "InstanceLifecycle": "spot"},
+                {"InstanceType": "p5.48xlarge", "InstanceLifecycle": "capacity-block"},
+                {"InstanceType": "m5.large"},
+            ]
+        }
+    ]
+}
+RESERVED = {
+    "ReservedInstancesOfferings": [
+        {
+            "ReservedInstancesOfferingId": "one",
+            "InstanceType": "g6.xlarge",
+            "Duration": 31536000,
+            "FixedPrice": 0.0,
+            "RecurringCharges": [{"Amount": 0.52, "Frequency": "Hourly"}],
+        },
+        {
+            "ReservedInstancesOfferingId": "three",
+            "InstanceType": "g6.xlarge",
+            "Duration": 94608000,
+            "FixedPrice": 0.0,
+            "RecurringCharges": [{"Amount": 0.36, "Frequency": "Hourly"}],
+        },
+    ]
+}
+BLOCKS = {
+    "CapacityBlockOfferings": [
+        {
+            "CapacityBlockOfferingId": "cb-1",
+            "InstanceType": "p5.48xlarge",
+            "AvailabilityZone": "us-east-1a",
+            "InstanceCount": 1,
+            "StartDate": dt.datetime(2026, 11, 27, 11, 30, tzinfo=dt.UTC),
+            "EndDate": dt.datetime(2026, 11, 30, 11, 30, tzinfo=dt.UTC),
+            "CapacityBlockDurationHours": 72,
+            "UpfrontFee": "2265.41",
+            "CurrencyCode": "USD",
+        }
+    ]
+}
 
 ANSWERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "ec2": [("describe_instance_types", TYPES), ("describe_spot_price_history", SPOT), ("describe_instances", MACHINES),
-            ("describe_reserved_instances_offerings", RESERVED), ("describe_capacity_block_offerings", BLOCKS)],
+    "ec2": [
+        ("describe_instance_types", TYPES),
+        ("describe_spot_price_history", SPOT),
+        ("describe_instances", MACHINES),
+        ("describe_reserved_instances_offerings", RESERVED),
+        ("describe_capacity_block_offerings", BLOCKS),
+    ],
     "service-quotas": [("list_aws_default_service_quotas", DEFAULTS), ("list_service_quotas", OWN)],
-}  # fmt: skip
+}
 
 
 class Recorded:
@@ -134,7 +205,7 @@ def test_reservations_of_the_account_take_the_place_of_the_table() -> None:
         ("describe_reserved_instances_offerings", "RequestLimitExceeded", "commitments", "throttled after 4 tries"),
         ("describe_instance_types", "ExpiredToken", "offered", "credentials are not valid"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused_is_lacking_and_the_plan_goes_on(operation: str, code: str, lost: str, words: str) -> None:
     told = ask_aws(["us-east-1"], load(), now=NOW, clients=Recorded({operation: code}))
     assert [words in lack.why for lack in told.lacks] == [True]

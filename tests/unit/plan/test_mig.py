@@ -37,9 +37,10 @@ class Brute:
             # state, of each card: memory slices in use as bits, compute slices in use, "whole" once it is one place
             if index == len(self.tenants):
                 used = sum(
-                    1 for (mask, _, kind), card, shape in zip(state, self.cards, self.shapes, strict=True)
+                    1
+                    for (mask, _, kind), card, shape in zip(state, self.cards, self.shapes, strict=True)
                     if kind == WHOLE or mask != self.taken(card, shape)[0]
-                )  # fmt: skip
+                )
                 return 0, used
             out, cards = go(index + 1, state)
             answers = [(out + 1, cards)]
@@ -117,9 +118,13 @@ def case(seed: int, *, most_cards: int = 4, most_tenants: int = 10) -> tuple[tup
         cards.append(Card(kind, taken))
     size = max(CATALOGUE.accelerator(card.accelerator).usable_gib for card in cards)
     tenants = tuple(
-        Tenant(f"m{i}", round(size * draw.choice([0.05, 0.1, 0.2, 0.24, 0.4, 0.48, 0.9]) * GIB), draw.choice([0, 0, 0.1, 0.25, 0.4, 0.55]))
+        Tenant(
+            f"m{i}",
+            round(size * draw.choice([0.05, 0.1, 0.2, 0.24, 0.4, 0.48, 0.9]) * GIB),
+            draw.choice([0, 0, 0.1, 0.25, 0.4, 0.55]),
+        )
         for i in range(draw.randint(1, most_tenants))
-    )  # fmt: skip
+    )
     return tenants, tuple(cards)
 
 
@@ -139,7 +144,8 @@ def test_a_slice_in_the_wrong_place_costs_a_larger_one() -> None:
     clear = pack(tenants, (Card("A100-80GB", ((6, "1g.10gb"),)),), CATALOGUE)
     blocked = pack(tenants, (Card("A100-80GB", ((0, "1g.10gb"),)),), CATALOGUE)
     assert [place.profile for place in clear.cards[0].places] == ["4g.40gb"]
-    assert blocked.unplaced == () and blocked.refused[0][0] == "large"
+    assert blocked.unplaced == ()
+    assert blocked.refused[0][0] == "large"
 
 
 def test_slices_are_made_large_first_and_each_fits_at_its_turn_wherever_a_driver_puts_it() -> None:
@@ -152,7 +158,8 @@ def test_slices_are_made_large_first_and_each_fits_at_its_turn_wherever_a_driver
             for start, name in order:
                 profile = shape.profile(name)
                 bits = ((1 << profile.memory_slices) - 1) << start
-                assert start in profile.starts and not mask & bits
+                assert start in profile.starts
+                assert not mask & bits
                 mask |= bits
 
 

@@ -44,7 +44,8 @@ def test_aws_is_asked_for_what_is_used_and_what_is_wanted() -> None:
 
 def test_gcp_is_asked_twice_and_a_family_is_a_dimension() -> None:
     regional, everywhere = command("a3-highgpu-8g", 1, "us-east4")
-    assert regional is not None and everywhere is not None
+    assert regional is not None
+    assert everywhere is not None
     assert "--quota-id=GPUS-PER-GPU-FAMILY-per-project-region --preferred-value=8" in regional
     assert "--dimensions=region=us-east4,gpu_family=NVIDIA_H100" in regional
     assert "--quota-id=GPUS-ALL-REGIONS-per-project --preferred-value=8" in everywhere
@@ -55,7 +56,8 @@ def test_azure_is_asked_for_the_family_in_the_region() -> None:
     (line,) = command("Standard_ND96asr_v4", 1, "eastus")
     assert line is not None
     assert "--resource-name StandardNDASv4_A100Family" in line
-    assert "/locations/eastus" in line and "value=96" in line
+    assert "/locations/eastus" in line
+    assert "value=96" in line
 
 
 def test_azure_spells_a_family_in_several_letter_cases() -> None:

@@ -40,12 +40,13 @@ The screens below are made by `python -m tests.golden.test_plan_page`, as if it 
 STORIES: tuple[tuple[str, str, str], ...] = (
     (
         "Eight A100 by Friday, for three days",
-        "The cards, the quota to ask for today, and what to do if it does not come. `--then 7B` plans the endpoint after.",
+        "The cards, the quota to ask for today, and what to do if it does not come. `--then 7B` plans the endpoint "
+        "after.",
         "plan --by friday 8xA100 --for 3d --then 7B --requests 5",
     ),
     (
         "A 7B model at 50 requests a second, on a budget",
-        "Answers of 128 tokens within 10 seconds. The break-even of a reservation is told, and so is what spot would be.",
+        "Answers of 128 tokens within 10 seconds. The break-even of a reservation is told.",
         "plan serve 7B --requests 50 --prompt 512 --output 128 --latency 10s",
     ),
     (

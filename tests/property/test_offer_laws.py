@@ -168,6 +168,6 @@ def test_a_plan_for_a_day_asks_for_nothing_where_something_is_ready(goal: Hold, 
     if plan.first is not None and plan.first.fate == "ready":
         assert plan.steps[0].what.startswith("take ")
     for way in plan.ways:
-        if way.fate in ("ask", "unknown") and way.requests:
+        if way.fate == "ask":
             assert way.ask_by is not None
             assert way.ask_by >= TODAY

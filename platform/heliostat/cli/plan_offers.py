@@ -294,7 +294,7 @@ def plan_pack(
     live: Live = True,
     json: Json = False,
 ) -> None:
-    """Many small models on few cards: MIG slices with their places, or shares of a card; the fewest cards there can be."""
+    """Many small models on few cards: MIG slices with their places, or shares of a card."""
     from heliostat.plan.by import parse_cards
     from heliostat.plan.mig import Card, pack
 
@@ -329,7 +329,7 @@ def plan_quota(
     today: Today = None,
     json: Json = False,
 ) -> None:
-    """What a definition asks of the account's quotas at its upper bounds, and what to ask for. Exit 1 where one is short."""
+    """What a definition asks of the account's quotas at its upper bounds. Exit 1 where one is short."""
     from heliostat.definition.load import load as load_definition
     from heliostat.plan.quota import held_against, of_definition, request_for, worst
 
@@ -380,7 +380,7 @@ def plan_refresh(
     """Ask AWS for spot prices by zone, quotas and use, reservations, capacity blocks; keeps what it was told."""
     from heliostat.plan.by import parse_day
     from heliostat.plan.catalogue import load
-    from heliostat.plan.live import BlockWish, ask_aws, keep
+    from heliostat.plan.live import BlockWish, as_json, ask_aws, keep
     from heliostat.units import Duration
 
     now = dt.datetime.now(dt.UTC)
@@ -400,7 +400,7 @@ def plan_refresh(
     told = ask_aws(regions or ["us-east-1"], load(), now=now, blocks=wishes, progress=print_progress)
     kept = keep(told, snapshot_path())
     if json:
-        print_json(kept)
+        print_json(as_json(kept))
         return
     print_table(
         ("what", "answers"),

@@ -110,10 +110,10 @@ def _way(choice: Choice, day: dt.date, *, rates: Rates, today: dt.date) -> Way:
         return Way(choice, "ready", (), None)
     lead = rates.lead(cloud, "quota")
     ask_by = day - dt.timedelta(days=lead.high_days) if lead else None
+    if choice.state == "unknown":
+        return Way(choice, "unknown", requests, ask_by)
     in_time = ask_by is not None and ask_by >= today
-    if not in_time:
-        return Way(choice, "late", requests, ask_by)
-    return Way(choice, "ask" if choice.state == "short" else "unknown", requests, ask_by)
+    return Way(choice, "ask" if in_time else "late", requests, ask_by)
 
 
 def _block_way(choice: Choice, day: dt.date, today: dt.date) -> Way:
@@ -171,7 +171,7 @@ def _ask_steps(way: Way, today: dt.date, *, spare: bool) -> Iterator[Step]:
 
 
 def _other(ways: Sequence[Way], first: Way) -> Way | None:
-    """The best way that hangs on another quota: another cloud, region, family or market."""
+    """The best way that hangs on another quota, and is bought in another way where there is one."""
 
     def quotas(way: Way) -> frozenset[object]:
         return frozenset(
@@ -184,7 +184,9 @@ def _other(ways: Sequence[Way], first: Way) -> Way | None:
             for line in way.choice.lines
         )
 
-    return next((way for way in ways[1:] if way.choice.lines and not quotas(way) & quotas(first)), None)
+    apart = [way for way in ways[1:] if way.choice.lines and not quotas(way) & quotas(first)]
+    bought = first.choice.sale.purchase
+    return next((way for way in apart if way.choice.sale.purchase != bought), apart[0] if apart else None)
 
 
 def _first_command(way: Way) -> str | None:
@@ -196,10 +198,12 @@ def words(choice: Choice) -> str:
     return f"{choice.machines} x {choice.sale.instance.name} {choice.sale.purchase} in {choice.sale.region}"
 
 
-def start_command(choice: Choice) -> str | None:
+def start_command(choice: Choice) -> str:
     """What to write into a definition's group."""
     market = {"spot": "spot", "on-demand": "on-demand"}.get(choice.sale.purchase, "reserved")
-    return f"groups: {{{choice.sale.instance.accelerator.lower()}: {{instance: {choice.sale.instance.name}, market: {market}, nodes: 0..{choice.machines}}}}}"
+    name = choice.sale.instance.accelerator.lower()
+    group = f"{{instance: {choice.sale.instance.name}, market: {market}, nodes: 0..{choice.machines}}}"
+    return f"groups: {{{name}: {group}}}"
 
 
 def block_command(choice: Choice, day: dt.date) -> str:

@@ -161,7 +161,10 @@ class Choice:
 
     @property
     def state(self) -> State:
-        return worst(self.lines) if self.lines else "fits"
+        """A capacity block hangs on no quota, but on being on offer: known of one with dates."""
+        if self.sale.purchase == "capacity-block":
+            return "fits" if self.sale.start else "unknown"
+        return worst(self.lines)
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -363,7 +366,8 @@ def _train(goal: Train, instance: Instance, card: Accelerator) -> _Sized | str:
         holds, hours = True, goal.tokens / pace.tokens_per_s / 3600
         if hours <= deadline:
             reasons = (
-                f"{need.ceiling / 2**30:.1f} of {card.usable_gib:g} GiB a card at most, {pace.tokens_per_s:,.0f} tokens/s",
+                f"{need.ceiling / 2**30:.1f} of {card.usable_gib:g} GiB a card at most",
+                f"{pace.tokens_per_s:,.0f} tokens/s",
             )
             return _Sized(machines, hours, machines > 1, reasons, pace.assumptions)
     if not holds:
@@ -388,6 +392,8 @@ def _choice(goal: Goal, sized: _Sized, sale: ForSale, known: Known) -> Choice | 
     if sized.together and (instance.fabric in ("", "none") or not instance.placement):
         missing = "no fabric for collectives" if instance.fabric in ("", "none") else "no way to place them together"
         return Refused(what, f"{sized.machines} machines that train together, and {missing}", per_hour)
+    if sale.purchase == "capacity-block" and sized.machines > BLOCK_INSTANCES:
+        return Refused(what, f"a block has {BLOCK_INSTANCES} machines at most", per_hour)
     if isinstance(refusal := _market_rule(goal, sale, what, per_hour), Refused):
         return refusal
     hours, risk, told = _hours_on(goal, sized, sale, known)
@@ -451,6 +457,8 @@ def _reserved_rule(goal: Goal, sale: ForSale, what: str, per_hour: Decimal, hour
         return Refused(what, "no on-demand price there to compare with", per_hour)
     term = TERM_DAYS[sale.purchase]
     share = break_even(sale.usd_per_hour, sale.on_demand.usd_per_hour)
+    if share >= 1:
+        return Refused(what, f"costs {share:.0%} of on demand", per_hour)
     days = math.ceil(share * term)
     if isinstance(goal, Train) or hours / 24 < days:
         wanted = "a training" if isinstance(goal, Train) else f"{hours / 24:.0f}"
@@ -498,10 +506,6 @@ def _moved(sale: ForSale, hours: float, known: Known) -> tuple[Decimal, str] | s
     months = Decimal(str(max(1.0, math.ceil(hours / MONTH_H))))
     total = cost.copy + cost.storage_a_month * months
     return total, f"data: {total:,.2f} USD ({cost.how})"
-
-
-def block_is_too_large(choice: Choice) -> bool:
-    return choice.sale.purchase == "capacity-block" and choice.machines > BLOCK_INSTANCES
 
 
 def _inference_first(found: list[Choice], known: Known) -> tuple[list[Choice], list[Refused]]:

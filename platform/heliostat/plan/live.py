@@ -297,7 +297,8 @@ class _Region:
             "AWS capacity block offerings",
             self.day,
             zone=row.get("AvailabilityZone", ""),
-            note=f"{row['CapacityBlockDurationHours']} h from {row['StartDate']:%Y-%m-%d %H:%M} UTC, {row['UpfrontFee']} USD at once",
+            note=f"{row['CapacityBlockDurationHours']} h from {row['StartDate']:%Y-%m-%d %H:%M} UTC, "
+            f"{row['UpfrontFee']} USD at once",
             start=row["StartDate"].isoformat(),
             end=row["EndDate"].isoformat(),
             offering=row["CapacityBlockOfferingId"],
@@ -387,9 +388,15 @@ def keep(snapshot: Snapshot, path: Path) -> Snapshot:
     merged = _merged(older, snapshot) if older else snapshot
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(asdict(merged), default=str, indent=1), encoding="utf-8")
+    draft.write_text(json.dumps(as_json(merged), indent=1), encoding="utf-8")
     draft.replace(path)
     return merged
+
+
+def as_json(snapshot: Snapshot) -> dict[str, Any]:  # Any: JSON
+    """As it is kept: amounts of money as text, which loses nothing."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(snapshot), default=str))
+    return values
 
 
 def _merged(older: Snapshot, newer: Snapshot) -> Snapshot:

@@ -64,7 +64,6 @@ class Card:
     accelerator: str
     taken: tuple[tuple[int, str], ...] = ()
     mig: bool = True
-    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -422,11 +421,29 @@ class _Program:
             worth = [-duals[len(upper_rows) + covered.index(base + klass)] for klass in range(len(self.sharing))]
             fresh = [f for f in self._better(worth, room_prices) if f not in known]
             unplaced = sum(found.x[-(len(self.alone) + len(self.sharing)) :])
-            if not fresh or time.monotonic() - started > self.limit_s / 2:
+            if fresh and time.monotonic() - started > self.limit_s / 2:
+                return self._by_volume(), False  # the relaxation proves nothing until no filling is missing
+            if not fresh:
                 cards = found.fun - left * unplaced
                 return math.ceil(cards - 1e-6) if unplaced < 1e-6 else 0, False
             known.update(fresh)
             self.fillings += fresh
+
+    def _by_volume(self) -> int:
+        """Cards that are needed for their memory alone, the largest first."""
+        rest = sum(member.memory for _, members in (*self.alone, *self.sharing) for member in members)
+        sizes = [
+            max(room.memory for room, _ in pattern.rooms)
+            for klass, count in enumerate(self.cards)
+            for pattern in [next(p for p in self.patterns if p.klass == klass)]
+            for _ in range(count)
+        ]
+        needed = 0
+        for size in sorted(sizes, reverse=True):
+            if rest <= 0:
+                break
+            rest, needed = rest - size, needed + 1
+        return needed
 
     def _better(self, worth: Sequence[float], room_prices: Sequence[float]) -> list[_Filling]:
         """For each kind of room the filling of the most worth, where that is more than the room costs."""

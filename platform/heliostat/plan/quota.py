@@ -249,7 +249,7 @@ def _group_demand(
         raise UsageError(
             f"no machine of {cloud} in the catalogue suits the group",
             where=f"groups.{name}",
-            do=f"name an instance of the catalogue; {group.instance or group.accelerator or 'neither instance nor accelerator'} is not",
+            do=f"name an instance of the catalogue; {group.instance or group.accelerator or 'nothing'} is not one",
         )
     market: Market = "spot" if group.market == "spot" else "on-demand"
     region = region_of(group.zone, cloud) if group.zone else definition.store.region

@@ -368,7 +368,7 @@ def read_calibration(text: str) -> tuple[float | None, dict[str, object], str]:
         raise UsageError(
             "a calibration without accelerator, or without requests_per_s or tokens_per_s",
             where=text,
-            do='write {"accelerator": "L4", "requests_per_s": 7.5}, of one replica, measured with this model and traffic',
+            do='write {"accelerator": "L4", "requests_per_s": 7.5}, measured with this model and traffic',
         )
     return None, values, text
 

@@ -77,7 +77,7 @@ class Brute:
 
 
 def check_legal(packing: Packing, tenants: tuple[Tenant, ...], cards: tuple[Card, ...]) -> None:
-    """Every slice at a legal start, none over another, in the order given; every tenant once, in a place that holds it."""
+    """Every slice at a legal start, none over another, in the order given; every tenant once, where it fits."""
     by_name = {tenant.name: tenant for tenant in tenants}
     placed = [name for card in packing.cards for place in card.places for name in place.tenants]
     assert sorted([*placed, *packing.unplaced, *(name for name, _ in packing.refused)]) == sorted(by_name)

@@ -32,7 +32,10 @@ H100 = load().accelerators["H100-80GB"]
 SHAPE = shape_of_size("7B")
 
 
-def on(card=L4, traffic: Traffic = Traffic(1, 512, 128), **options) -> Replica:  # type: ignore[no-untyped-def]
+USUAL = Traffic(1, 512, 128)
+
+
+def on(card=L4, traffic: Traffic = USUAL, **options) -> Replica:  # type: ignore[no-untyped-def]
     made = replica_on(SHAPE, Serving(), traffic, card, **options)
     assert isinstance(made, Replica), made
     return made

@@ -144,7 +144,9 @@ def _steps(ways: Sequence[Way], day: dt.date, today: dt.date) -> Iterator[Step]:
     backup = _other(ways, first)
     if backup is not None and first.fate != "ready":
         yield Step(
-            backup.ask_by or today, f"at the same time, for safety: {words(backup.choice)}", _first_command(backup)
+            max(backup.ask_by or today, today),
+            f"at the same time, for safety: {words(backup.choice)}",
+            _first_command(backup),
         )
 
 
@@ -157,7 +159,8 @@ def _ask_steps(way: Way, today: dt.date, *, spare: bool) -> Iterator[Step]:
         demand, lead = request.line.demand, request.lead
         name = demand.quota.name if demand.quota else "a quota that the catalogue does not know: read it in the console"
         usual = f"usually {lead.low_days} to {lead.high_days} days ({lead.source})" if lead else "lead time not known"
-        known = "if the limit is lower, ask" if request.line.limit is None else "ask"
+        usual += ": it may come too late" if way.ask_by is not None and way.ask_by < today else ""
+        known = "look at the limit, and if it is lower, ask" if request.line.limit is None else "ask"
         by = way.ask_by if way.ask_by and way.ask_by >= today else today
         more = "for next time, " if spare else ""
         yield Step(

@@ -525,7 +525,7 @@ def _inference_first(found: list[Choice], known: Known) -> tuple[list[Choice], l
             f"({best.usd_per_million:.2f})",
             choice.usd_per_hour,
         )
-        for choice in found
+        for choice in sorted(found, key=_rank)
         if not is_inference(choice)
     ]
     return able, refused

@@ -83,6 +83,8 @@ def _fleet(accelerator: str, packing: Packing, sold: Sequence[tuple[Instance, Pr
     usd, machines, *_ = cost((instance, price))
     slices = sorted({place.profile for card in packing.cards for place in card.places})
     how = "whole cards, shared" if slices == [WHOLE] else ", ".join(slices)
+    note = known.catalogue.accelerators[accelerator].note
+    how += f" ({note})" if "Arm" in note else ""
     lines = [
         f"  {name}: {group}" for name, group in groups_of(packing, known.catalogue, instance=instance.name).items()
     ]

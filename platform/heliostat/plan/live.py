@@ -162,7 +162,7 @@ class _Region:
             )
         )
         for page in pages:
-            for row in page["InstanceTypes"]:
+            for row in page.get("InstanceTypes", ()):
                 known = self.instances.get(row["InstanceType"])
                 if known is None:
                     continue
@@ -181,7 +181,7 @@ class _Region:
         )
         newest: dict[tuple[str, str], tuple[dt.datetime, ZonePrice]] = {}
         for page in pages:
-            for row in page["SpotPriceHistory"]:
+            for row in page.get("SpotPriceHistory", ()):
                 stamp, key = row["Timestamp"], (row["InstanceType"], row["AvailabilityZone"])
                 if key[0] in self.instances and (key not in newest or stamp > newest[key][0]):
                     price = ZonePrice(key[0], self.region, key[1], Decimal(row["SpotPrice"]), self.day)
@@ -194,7 +194,7 @@ class _Region:
         values: dict[str, float] = {}
         for operation in ("list_aws_default_service_quotas", "list_service_quotas"):  # the account's own come last
             for page in client.get_paginator(operation).paginate(ServiceCode="ec2"):
-                values.update({row["QuotaCode"]: float(row["Value"]) for row in page["Quotas"]})
+                values.update({row["QuotaCode"]: float(row["Value"]) for row in page.get("Quotas", ())})
         used, lacks = self._in_use()
         limits = [
             Limit(
@@ -222,7 +222,9 @@ class _Region:
                 .paginate(Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}])
             )
             for page in pages:
-                for machine in (m for reservation in page["Reservations"] for m in reservation["Instances"]):
+                for machine in (
+                    m for reservation in page.get("Reservations", ()) for m in reservation.get("Instances", ())
+                ):
                     known = self.instances.get(machine["InstanceType"])
                     market: Market = "spot" if machine.get("InstanceLifecycle") == "spot" else "on-demand"
                     quota = self.catalogue.quota(known, market) if known else None
@@ -251,7 +253,7 @@ class _Region:
         )
         kinds: dict[int, Kind] = {31_536_000: "reserved-1y", 94_608_000: "reserved-3y"}
         for page in pages:
-            for row in page["ReservedInstancesOfferings"]:
+            for row in page.get("ReservedInstancesOfferings", ()):
                 kind = kinds.get(int(row["Duration"]))
                 hourly = [
                     Decimal(str(charge["Amount"]))
@@ -283,7 +285,7 @@ class _Region:
             StartDateRange=dt.datetime.combine(wish.start, dt.time(), dt.UTC),
             EndDateRange=dt.datetime.combine(wish.end, dt.time(), dt.UTC),
         )
-        return {"commitments": tuple(self._block(row) for row in answer["CapacityBlockOfferings"])}
+        return {"commitments": tuple(self._block(row) for row in answer.get("CapacityBlockOfferings", ()))}
 
     def _block(self, row: Mapping[str, Any]) -> Commitment:  # Any: botocore's answer
         machine_hours = Decimal(row["CapacityBlockDurationHours"]) * row["InstanceCount"]
@@ -371,7 +373,7 @@ def spot_prices(zones: Iterable[ZonePrice]) -> tuple[Price, ...]:
     found = []
     for (instance, region), group in by_place.items():
         ranked = sorted(group, key=lambda zone: (zone.usd_per_hour, zone.zone))
-        note = "by zone: " + ", ".join(f"{zone.zone} {zone.usd_per_hour:g}" for zone in ranked)
+        note = "by zone: " + ", ".join(f"{zone.zone} {float(zone.usd_per_hour):g}" for zone in ranked)
         best = ranked[0]
         found.append(
             Price("aws", instance, region, "spot", best.usd_per_hour, "AWS spot price history", best.date, note=note)

@@ -345,8 +345,8 @@ class _Program:
         low, high = np.full(rows.shape[0], -np.inf), np.zeros(rows.shape[0])
         for column, pattern in enumerate(self.patterns):
             rows[pattern.klass, column] = 1
-            for room, count in pattern.rooms:
-                rows[len(self.cards) + room_index[room], column] = -count
+            for place, count in pattern.rooms:
+                rows[len(self.cards) + room_index[place], column] = -count
         high[: len(self.cards)] = self.cards
         base = len(self.cards) + len(self.rooms)
         for index in range(len(self.alone)):
@@ -582,21 +582,21 @@ def _first_fit(sharing: Sequence[tuple[Tenant, list[Tenant]]], rooms: Sequence[_
     """For each kind of room the fillings of first fit by decreasing size: a plan to begin with."""
     found = []
     for room, place in enumerate(rooms):
-        left = [[klass, want, len(members)] for klass, (want, members) in enumerate(sharing) if place.takes(want)]
-        left.sort(
-            key=lambda entry: (
-                -max(entry[1].memory / place.memory, entry[1].compute / max(place.compute, 1e-9)),
-                entry[0],
-            )
-        )
+        left = [(klass, want, len(members)) for klass, (want, members) in enumerate(sharing) if place.takes(want)]
+        left.sort(key=lambda entry: (-_bulk(place, entry[1]), entry[0]))
         while any(count for *_, count in left):
             filling = _greedy(room, place, [(k, w, c) for k, w, c in left if c])
             if filling is None:
                 break
             found.append(filling)
             taken = dict(filling.counts)
-            left = [[k, w, c - taken.get(k, 0)] for k, w, c in left]
+            left = [(k, w, c - taken.get(k, 0)) for k, w, c in left]
     return found
+
+
+def _bulk(place: _Room, want: Tenant) -> float:
+    """The larger of its two shares of the place."""
+    return max(want.memory / place.memory, want.compute / place.compute)
 
 
 def _knapsack(

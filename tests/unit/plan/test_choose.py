@@ -102,7 +102,7 @@ def test_serving_goes_on_inference_cards_and_training_cards_are_refused_with_bot
 
 def test_what_no_inference_card_serves_goes_on_a_training_card() -> None:
     goal = Serve(shape_of_size("405B"), Serving(dtype="fp8"), Traffic(1, 512, 128))
-    made = offers(goal, known())
+    made = offers(goal, known(clouds=("gcp",)))
     assert made.best is not None
     assert made.best.reasons[0] == "no inference-class card does it"
 

@@ -17,8 +17,6 @@ from heliostat.plan.workload import Dtype, Method
 from heliostat.show import print_json, print_progress, print_table
 
 if TYPE_CHECKING:
-    import click
-
     from heliostat.plan.by import DatePlan
     from heliostat.plan.choose import Choice, Known, Offers, Refused
     from heliostat.plan.mig import Packing
@@ -47,9 +45,9 @@ CARDS = re.compile(r"\d+\s*[x*]\S+")
 class PlanGroup(TyperGroup):
     """`heliostat plan --by friday 8xA100` means `heliostat plan need --by friday 8xA100`."""
 
-    default_command = "need"
+    default_command = "need"  # Any below: typer carries a click of its own
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and any(CARDS.fullmatch(word) for word in args):
             args = [self.default_command, *args]
         return super().parse_args(ctx, args)
@@ -82,17 +80,27 @@ def known_from(
     catalogue, rates = load(), load_rates()
     found: tuple[Limit, ...] = ()
     lacks: list[str] = []
+    offered: frozenset[tuple[str, str]] = frozenset()
     snapshot = read(snapshot_path()) if live else None
     if snapshot is not None:
         catalogue, rates = with_snapshot(catalogue, rates, snapshot)
-        found = snapshot.limits
+        found, offered = snapshot.limits, frozenset(snapshot.offered)
         lacks += [str(lack) for lack in snapshot.lacks]
         print_progress(f"AWS as asked {snapshot.age_hours(now):.0f} h ago ({snapshot.taken})")
     given = read_limits(limits) if limits else ()
     gb, at = parse_data(data) if data else (0.0, None)
     day = today.date() if today else now.date()
     return Known(
-        catalogue, rates, day, (*found, *given), gb, at, tuple(clouds or ()), tuple(regions or ()), tuple(lacks)
+        catalogue,
+        rates,
+        day,
+        (*found, *given),
+        gb,
+        at,
+        tuple(clouds or ()),
+        tuple(regions or ()),
+        tuple(lacks),
+        offered,
     )
 
 

@@ -49,7 +49,10 @@ MONTH_H = 730.0
 
 @dataclass(frozen=True)
 class Known:
-    """What a choice is made from. `limits`: of the account, as far as they are known. `data`: where a dataset lies."""
+    """What a choice is made from. `limits`: of the account, as far as they are known. `data`: where a dataset lies.
+
+    `offered`: (region, type) of AWS, of the regions that were asked; a region that is not in it was not.
+    """
 
     catalogue: Catalogue
     rates: Rates
@@ -60,9 +63,15 @@ class Known:
     clouds: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    offered: frozenset[tuple[str, str]] = frozenset()
 
     def wants(self, cloud: str, region: str) -> bool:
         return (not self.clouds or cloud in self.clouds) and (not self.regions or region in self.regions)
+
+    def has(self, sale: ForSale) -> bool:
+        """Whether the region has the type, as far as it was asked."""
+        asked = any(region == sale.region for region, _ in self.offered)
+        return sale.instance.cloud != "aws" or not asked or (sale.region, sale.instance.name) in self.offered
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,9 @@ def offers(goal: Goal, known: Known) -> Offers:
         if not sales:
             refused.append(Refused(instance.name, "no price that can be used"))
         for sale in sales:
+            if not known.has(sale):
+                refused.append(Refused(f"{instance.name} {sale.purchase} {sale.region}", "AWS has none of it there"))
+                continue
             made = _choice(goal, sized, sale, known)
             found.append(made) if isinstance(made, Choice) else refused.append(made)
     if isinstance(goal, Serve):

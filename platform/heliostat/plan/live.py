@@ -100,7 +100,7 @@ def ask_aws(
     instances = {i.name: i for i in catalogue.instances if i.cloud == "aws"}
     for region in regions:
         progress(f"asking AWS about {region}")
-        taken = _Region(made, region, instances, catalogue, now).ask(taken, blocks)
+        taken = Region(made, region, instances, catalogue, now).ask(taken, blocks)
     return taken
 
 
@@ -109,13 +109,14 @@ def _session() -> Clients | Lack:
         import boto3
     except ImportError:
         return Lack("AWS", "boto3 is not installed")
-    session = boto3.Session()
+    session: Any = boto3.Session()  # Any: boto3-stubs gives a client for each service's name, we any of them
     if session.get_credentials() is None:
         return Lack("AWS", "no credentials: run `aws configure`, or set AWS_PROFILE")
-    return session
+    made: Clients = session
+    return made
 
 
-class _Region:
+class Region:
     """The questions to one region. Each is a method that gives a snapshot with the answer added."""
 
     def __init__(
@@ -138,7 +139,9 @@ class _Region:
                 answer = question()
             except Exception as error:  # noqa: BLE001  # botocore's errors share no useful root; each becomes a lack
                 answer = {"lacks": (Lack(f"{what} in {self.region}", why(error)),)}
-            so_far = replace(so_far, **{name: (*getattr(so_far, name), *rows) for name, rows in answer.items()})
+            # Any: rows of the field that each is named for
+            added: dict[str, Any] = {name: (*getattr(so_far, name), *rows) for name, rows in answer.items()}
+            so_far = replace(so_far, **added)
             if any(lack.why.startswith("no network") for lack in so_far.lacks[-1:]):
                 break  # the other questions would wait as long, for the same answer
         return so_far
@@ -195,7 +198,7 @@ class _Region:
         for operation in ("list_aws_default_service_quotas", "list_service_quotas"):  # the account's own come last
             for page in client.get_paginator(operation).paginate(ServiceCode="ec2"):
                 values.update({row["QuotaCode"]: float(row["Value"]) for row in page.get("Quotas", ())})
-        used, lacks = self._in_use()
+        used, lacks = self.in_use()
         limits = [
             Limit(
                 "aws",
@@ -212,7 +215,7 @@ class _Region:
         ]
         return {"limits": tuple(limits), "lacks": lacks}
 
-    def _in_use(self) -> tuple[dict[str, float] | None, tuple[Lack, ...]]:
+    def in_use(self) -> tuple[dict[str, float] | None, tuple[Lack, ...]]:
         """vCPUs in use by quota code; None where it may not be asked."""
         used: dict[str, float] = {}
         try:

@@ -301,7 +301,7 @@ def read_limits(path: Path) -> tuple[Limit, ...]:
 def _read_limit(row: Mapping[str, str | None], where: str) -> Limit:
     try:
         market: Market = {"on-demand": "on-demand", "spot": "spot"}[row["market"] or ""]  # type: ignore[assignment]  # the two words
-        limit, used = float(row["limit"] or ""), float(row["used"]) if row.get("used") else None
+        limit, used = float(row["limit"] or ""), float(text) if (text := row.get("used")) else None
         if not (math.isfinite(limit) and limit >= 0 and (used is None or (math.isfinite(used) and used >= 0))):
             raise ValueError("limit and used are numbers from 0")
         return Limit(row["cloud"] or "", row["region"] or "", row["code"] or "", market, limit, used, where)

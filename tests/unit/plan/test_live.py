@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,7 +20,18 @@ from moto import mock_aws
 from heliostat.errors import UsageError
 from heliostat.plan.catalogue import load
 from heliostat.plan.choose import Hold, Known, offers
-from heliostat.plan.live import BlockWish, Lack, Snapshot, ZonePrice, ask_aws, keep, read, spot_prices, with_snapshot
+from heliostat.plan.live import (
+    BlockWish,
+    Lack,
+    Region,
+    Snapshot,
+    ZonePrice,
+    ask_aws,
+    keep,
+    read,
+    spot_prices,
+    with_snapshot,
+)
 from heliostat.plan.rates import load_rates
 
 NOW = dt.datetime(2026, 11, 25, 12, 0, tzinfo=dt.UTC)
@@ -162,7 +174,8 @@ class Recorded:
 def known(snapshot: Snapshot) -> Known:
     catalogue, rates = with_snapshot(load(), load_rates(), snapshot)
     lacks = tuple(map(str, snapshot.lacks))
-    return Known(catalogue, rates, NOW.date(), snapshot.limits, clouds=("aws",), lacks=lacks)
+    offered = frozenset(snapshot.offered)
+    return Known(catalogue, rates, NOW.date(), snapshot.limits, clouds=("aws",), lacks=lacks, offered=offered)
 
 
 def test_everything_that_aws_tells_comes_into_the_plan() -> None:
@@ -172,13 +185,22 @@ def test_everything_that_aws_tells_comes_into_the_plan() -> None:
     assert limits["L-417A185B"] == (192.0, 96.0)  # the account's own beats the default; the block does not count
     assert limits["L-DB2E81BA"] == (0.0, 0.0)
     assert told.offered == (("us-east-1", "g6.xlarge"), ("us-east-1", "p4d.24xlarge"))
-    made = offers(Hold(("H100-80GB",), 8, 72.0), known(told))
+    made = offers(Hold(("H100-80GB",), 8, 72.0), replace(known(told), offered=frozenset()))
     block = next(choice for choice in made.choices if choice.sale.purchase == "capacity-block" and choice.sale.start)
     assert block.usd == Decimal("31.4640") * 72
     assert block.sale.source == "AWS capacity block offerings"
     assert not block.lines
     p5 = [choice for choice in made.blocked if choice.sale.instance.name == "p5.48xlarge"]
     assert p5, "192 vCPUs more do not fit into what is left of 192"
+
+
+def test_a_type_that_the_region_does_not_have_is_refused() -> None:
+    told = ask_aws(["us-east-1"], load(), now=NOW, clients=Recorded(), blocks=[WISH])
+    made = offers(Hold(("H100-80GB", "A100-40GB"), 8, 72.0), known(told))
+    assert {row.what for row in made.refused if row.reason == "AWS has none of it there"} >= {
+        "p5.48xlarge on-demand us-east-1"
+    }
+    assert any(choice.sale.instance.name == "p4d.24xlarge" for choice in (*made.choices, *made.blocked))
 
 
 def test_the_newest_price_of_each_zone_counts_and_the_cheapest_zone_is_taken() -> None:
@@ -235,9 +257,6 @@ class AtPort:
         return boto3.client(  # type: ignore[call-overload]  # a name from the caller
             service_name, region_name=region_name, config=config, endpoint_url=f"http://127.0.0.1:{self.port}", **KEYS
         )
-
-
-Serve = Callable[[int], tuple[int, str]]
 
 
 @pytest.fixture
@@ -304,9 +323,15 @@ def test_without_credentials_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @mock_aws
 def test_moto_serves_types_and_machines() -> None:
     """moto knows instance types and running machines as EC2 has them; of quotas and reservations it knows little."""
-    told = ask_aws(["us-east-1"], load(), now=NOW, clients=boto3.Session(**KEYS))
-    assert ("us-east-1", "p4d.24xlarge") in told.offered
-    assert all("vCPU" not in lack.why for lack in told.lacks)
+    ec2 = boto3.client("ec2", region_name="us-east-1", **KEYS)
+    image = ec2.describe_images(Owners=["amazon"], MaxResults=5)["Images"][0]["ImageId"]
+    ec2.run_instances(ImageId=image, InstanceType="g5.xlarge", MinCount=3, MaxCount=3)
+    instances = {i.name: i for i in load().instances if i.name in ("g5.xlarge", "p4d.24xlarge")}
+    region = Region(boto3.Session(**KEYS), "us-east-1", instances, load(), NOW)
+    told = region.types()
+    assert set(told["offered"]) == {("us-east-1", "g5.xlarge"), ("us-east-1", "p4d.24xlarge")}
+    assert told["lacks"] == ()  # its vCPUs are the catalogue's
+    assert region.in_use() == ({"L-DB2E81BA": 12.0}, ())
 
 
 # --- the cache

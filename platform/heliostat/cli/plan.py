@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from heliostat.cli import plan_offers
+from heliostat.cli.plan_offers import PlanGroup
 from heliostat.plan.workload import Dtype, Loss, Method, Optimizer, Precision, Recompute
 from heliostat.show import print_json, print_progress, print_table
 
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
     from heliostat.plan.workload import Serving, Training
     from heliostat.store import Store
 
-plan = typer.Typer(help="What fits where, and what it costs.", no_args_is_help=True)
+plan = typer.Typer(cls=PlanGroup, help="What fits where, what it costs, and what to ask for.", no_args_is_help=True)
+plan.command("need")(plan_offers.plan_need)
+plan.command("serve")(plan_offers.plan_serve)
+plan.command("train")(plan_offers.plan_train)
+plan.command("pack")(plan_offers.plan_pack)
+plan.command("quota")(plan_offers.plan_quota)
+plan.command("refresh")(plan_offers.plan_refresh)
 
 SHARDS = {"fsdp": "zero3", "zero3": "zero3", "zero2": "zero2", "zero1": "zero1", "ddp": "ddp"}
 

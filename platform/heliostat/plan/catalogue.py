@@ -48,6 +48,12 @@ MIG_SHARE = 0.96
 _CUDA_VENDORS = ("nvidia", "amd")
 
 
+def since(date: str) -> dt.date:
+    """The earliest day that "2026", "2026-11" or "2026-11-25" may mean."""
+    year, month, day = (*map(int, date.split("-")), 1, 1)[:3]
+    return dt.date(year, month, day)
+
+
 @dataclass(frozen=True)
 class Accelerator:
     """One kind of accelerator. `usable_gib` is what a program sees of `memory_gib`; rates are dense, without sparsity.
@@ -168,8 +174,7 @@ class Price:
     @property
     def since(self) -> dt.date:
         """The earliest day the price may be from."""
-        year, month, day = (*map(int, self.date.split("-")), 1, 1)[:3]
-        return dt.date(year, month, day)
+        return since(self.date)
 
     def age_days(self, today: dt.date) -> int:
         """Days since the price was seen, at most."""
@@ -217,7 +222,24 @@ class Catalogue:
             if (price.cloud, price.instance, price.market) == (instance.cloud, instance.name, market)
             and price.verdict != "refused"
         ]
-        return max(found, key=lambda price: (price.verdict == "usable", price.since), default=None)
+        return max(found, key=_trust, default=None)
+
+    def prices_by_region(self, instance: Instance, market: Market = "on-demand") -> tuple[Price, ...]:
+        """In each region the price to reckon with, as `price` chooses it; the cheapest region first."""
+        best: dict[str, Price] = {}
+        for price in self.prices:
+            same = (price.cloud, price.instance, price.market) == (instance.cloud, instance.name, market)
+            if not same or price.verdict == "refused":
+                continue
+            known = best.get(price.region)
+            if known is None or _trust(price) > _trust(known):
+                best[price.region] = price
+        return tuple(sorted(best.values(), key=lambda price: (price.usd_per_hour, price.region)))
+
+    def quota(self, instance: Instance, market: Market) -> Quota | None:
+        """The limit that machines of the kind count against; None where it is not known."""
+        name = instance.quota_spot if market == "spot" else instance.quota_on_demand
+        return next((q for q in self.quotas if (q.cloud, q.market, q.name) == (instance.cloud, market, name)), None)
 
     def cheapest(self, accelerator: str, market: Market, *, count: int = 1) -> Offer | None:
         """What holds `count` whole cards of the kind for the least an hour: one instance, where one is large enough,
@@ -237,6 +259,10 @@ class Catalogue:
         return min(offers, key=lambda offer: offer.usd_per_hour, default=None)
 
 
+def _trust(price: Price) -> tuple[bool, dt.date]:
+    return price.verdict == "usable", price.since
+
+
 @dataclass(frozen=True)
 class Offer:
     """Equal instances and their price."""
@@ -254,14 +280,14 @@ class Offer:
 @cache
 def load() -> Catalogue:
     """The tables of the package, prices judged. Raises UsageError that names file and line of a bad row."""
-    instances = tuple(_read("instances.csv", _instance))
-    cards = {card.name: card for card in _read("accelerators.csv", _accelerator)}
+    instances = tuple(read_table("instances.csv", _instance))
+    cards = {card.name: card for card in read_table("accelerators.csv", _accelerator)}
     return Catalogue(
         accelerators=cards,
         instances=instances,
-        mig_profiles=tuple(_read("mig_profiles.csv", _mig_profile)),
-        quotas=tuple(_read("quotas.csv", _quota)),
-        prices=judge_prices(_read("prices.csv", read_price), instances),
+        mig_profiles=tuple(read_table("mig_profiles.csv", _mig_profile)),
+        quotas=tuple(read_table("quotas.csv", _quota)),
+        prices=judge_prices(read_table("prices.csv", read_price), instances),
     )
 
 
@@ -380,7 +406,7 @@ _Row = Mapping[str, str]
 _T = TypeVar("_T")
 
 
-def _read(name: str, make: Callable[[_Row], _T]) -> list[_T]:
+def read_table(name: str, make: Callable[[_Row], _T]) -> list[_T]:
     text = resources.files("heliostat.plan").joinpath("data", name).read_text(encoding="utf-8")
     rows = []
     for line, row in enumerate(csv.DictReader(text.splitlines()), start=2):
@@ -395,7 +421,7 @@ def _optional(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _dated(row: _Row) -> str:
+def dated(row: _Row) -> str:
     if not row["source"]:
         raise ValueError("no source")
     if not re.fullmatch(r"\d{4}(-\d\d(-\d\d)?)?", row["date"]):
@@ -421,7 +447,7 @@ def _accelerator(row: _Row) -> Accelerator:
         ray_type=row["ray_type"],
         kubernetes_products=tuple(filter(None, row["kubernetes_products"].split("|"))),
         source=row["source"],
-        date=_dated(row),
+        date=dated(row),
         note=row["note"],
     )
 
@@ -439,7 +465,7 @@ def _mig_profile(row: _Row) -> MigProfile:
         gpu_memory_slices=int(row["gpu_memory_slices"]),
         kubernetes_resource=row["kubernetes_resource"],
         source=row["source"],
-        date=_dated(row),
+        date=dated(row),
     )
 
 
@@ -459,7 +485,7 @@ def _instance(row: _Row) -> Instance:
         quota_on_demand=row["quota_on_demand"],
         quota_spot=row["quota_spot"],
         source=row["source"],
-        date=_dated(row),
+        date=dated(row),
         note=row["note"],
     )
 
@@ -472,7 +498,7 @@ def _quota(row: _Row) -> Quota:
         code=row["code"],
         unit="vCPU" if row["unit"] == "vCPU" else "GPU",
         source=row["source"],
-        date=_dated(row),
+        date=dated(row),
         note=row["note"],
     )
 
@@ -486,7 +512,7 @@ def read_price(row: _Row) -> Price:
         market=_market(row["market"]),
         usd_per_hour=Decimal(row["usd_per_hour"]),
         source=row["source"],
-        date=_dated(row),
+        date=dated(row),
         confirmed_by=row.get("confirmed_by", ""),
         note=row.get("note", ""),
     )

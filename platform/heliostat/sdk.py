@@ -237,9 +237,10 @@ class Platform:
         rows = ledger.read(self.store, since=since.date(), columns=columns)
         if not rows.num_rows:
             return ()
-        hours = rows["hour"].to_pylist()
-        samples = advise.devices(read_events(self.store, since=since))
-        measured = advise.measure(rows, samples, hours=max(hours) - min(hours) + 1)
+        first, last = min(rows["hour"].unique().to_pylist()), max(rows["hour"].unique().to_pylist())
+        # The devices' of one day: the events of all days would be read for no more.
+        samples = advise.devices(read_events(self.store, since=datetime.now(UTC) - timedelta(days=1)))
+        measured = advise.measure(rows, samples, hours=last - first + 1)
         serving = frozenset(name for name, group in self.definition.groups.items() if group.role == "serving")
         instances = {name: group.instance or "" for name, group in self.definition.groups.items()}
         named = [replace(one, instance=one.instance or instances.get(one.group, "")) for one in measured]

@@ -51,10 +51,12 @@ LOOPS = '''
 import sys
 import time
 
+from heliostat.train import stall
 from heliostat.train.job import run
 
 
 def train(context, config):
+    stall.FIRST_S = 6.0  # a rank says that it stands still; after a minute elsewhere
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -189,8 +191,6 @@ def main() -> int:
     options.add_argument("--after", type=float, default=20.0, help="the window, in seconds")
     options.add_argument("--watch", type=float, default=3.0, help="in windows, from when everything runs")
     given = options.parse_args()
-    # A rank says that it stands still after this; by default a minute.
-    os.environ["HELIOSTAT_STALL_S"] = str(given.after / 3)
     with tempfile.TemporaryDirectory(prefix="hs-") as name:
         return run(Path(name), given.after, given.watch)
 
@@ -201,7 +201,6 @@ def run(folder: Path, after: float, watch: float) -> int:
     stop = threading.Event()
     book: subprocess.Popen[str] | None = None
     platform = start(folder, after)
-    os.environ.pop("HELIOSTAT_STALL_S", None)
     try:
         for app in ("asked", "unasked"):
             platform.apps.deploy(app)

@@ -18,6 +18,7 @@ from typing import Any
 
 from heliostat.cluster import embedded
 from heliostat.cluster.autoscaling import LABEL_GROUP
+from heliostat.cluster.nodes import read_nodes
 from heliostat.cluster.snapshot import DashboardReader
 from heliostat.definition import ClusterDefinition
 from heliostat.definition import load as load_definition
@@ -57,10 +58,13 @@ def look(settings: Settings, store: Store, *, at: float, definition: ClusterDefi
         tasks=[row for row in get.state("tasks", "state", "FINISHED") if row.get("state") == "RUNNING"],
         bundles=[row for row in get.state("placement_groups", "state", "REMOVED") if row.get("state") == "CREATED"],
         jobs=[row for row in get("/api/jobs/") if row.get("submission_id")],
-        calls={row["actor_id"]: _calls(get, row["actor_id"]) for row in actors if _is_somebodys(row)},
+        calls={row["actor_id"]: _calls(get, row["actor_id"]) for row in actors if _gpus(row) and _is_somebodys(row)},
         apps={app.name: living(read_reports(store, app.name), at) for app in read_desired(store)},
         training=_training(settings.spool, at) if settings.spool.is_dir() else {},
         shared_spool=settings.state_dir is not None,
+        names={node.ray_node_id: node.node_id for node in read_nodes(settings.state_dir) if node.ray_node_id}
+        if settings.state_dir
+        else {},
     )
     return make_seen(facts, groups=_groups(definition, facts), at=at)
 
@@ -90,12 +94,14 @@ class Facts:
     apps: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # Any: ReplicaReport
     training: Mapping[str, Progress] = field(default_factory=dict)
     shared_spool: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)  # the provider's names of nodes, by Ray's ids
 
 
 def make_seen(facts: Facts, *, groups: Sequence[SeenGroup], at: float) -> Seen:
     """Pure."""
     group_of = {row["node_id"]: (row.get("labels") or {}).get(LABEL_GROUP, "") for row in facts.nodes}
-    name_of = {row["node_id"]: row.get("node_name") or row["node_id"][:8] for row in facts.nodes}
+    # Ray's own name of a node is its address, which several may share.
+    name_of = {row["node_id"]: facts.names.get(row["node_id"]) or _made_up(row) for row in facts.nodes}
     runs = {row.get("job_id"): row for row in facts.jobs if (row.get("metadata") or {}).get("heliostat_run")}
     holders = [
         *_apps(facts, group_of, at),
@@ -293,6 +299,10 @@ def _duty(rows: Sequence[Row]) -> float | None:
 
 def _ms(value: Any) -> float:  # Any: a number, or nothing
     return float(value or 0) / 1000
+
+
+def _made_up(node: Row) -> str:
+    return f"{(node.get('labels') or {}).get(LABEL_GROUP) or 'node'}-{node['node_id'][:8]}"
 
 
 def _keep_until(environment: Any) -> date | None:  # Any: JSON, or its text

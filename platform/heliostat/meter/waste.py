@@ -148,6 +148,7 @@ class Told:
     found_at: float
     warned_at: float | None = None
     acted_at: float | None = None
+    dry: bool = False  # it was only said
 
 
 @dataclass(frozen=True)
@@ -173,13 +174,9 @@ def remember(seen: Seen, before: Memory) -> Memory:
     for group in {node.group for node in seen.nodes}:
         useful = max((h.last_useful or 0.0 for h in seen.holders if h.group == group and _is_useful(h)), default=0.0)
         unknown = any(h.group == group and h.last_useful is None for h in seen.holders)
-        useless[group] = seen.at if unknown else max(useful, known.useless.get(group, _oldest(seen, group)))
+        # A group that is met for the first time has been seen useless for no time, whatever its nodes' age.
+        useless[group] = seen.at if unknown else max(useful, known.useless.get(group, seen.at))
     return Memory(seen.at, pinned, useless)
-
-
-def _oldest(seen: Seen, group: str) -> float:
-    """A group that is met for the first time has been seen useless for no time, whatever its nodes' age."""
-    return seen.at
 
 
 def _is_useful(holder: Holder) -> bool:
@@ -334,6 +331,9 @@ def next_steps(
         if so_far is None:
             so_far = Told(now)
             steps.append(Step("found", finding, finding.act, rules.dry_run, now))
+        if so_far.dry and not rules.dry_run:
+            so_far = Told(so_far.found_at)  # what was only said has not been done, nor was anybody warned of it
+        so_far = replace(so_far, dry=rules.dry_run)
         step, so_far = _ladder(finding, so_far, rules, now)
         steps += [step] if step is not None else []
         after[finding.id] = so_far

@@ -119,7 +119,7 @@ def _by(made: Report) -> Html:
         return empty("Nothing to divide yet.")
     most = max(line.held for line in made.lines)
     rows = [
-        (_keys(made.by, line), _line_bar(made.by, line, most), amount(line.held / 3600),
+        (_keys(made.by, line), _line_bar(line, most), amount(line.held / 3600),
          percent(line.useful, line.held), money(line.usd if line.usd or not line.unpriced_gpu_seconds else None))
         for line in made.lines
     ]  # fmt: skip
@@ -137,7 +137,7 @@ def _keys(by: Sequence[str], line: Line) -> Html:
     return two_lines(texts[0], ", ".join(texts[1:]) or None)
 
 
-def _line_bar(by: Sequence[str], line: Line, most: float) -> Html:
+def _line_bar(line: Line, most: float) -> Html:
     parts = [part for part in _in_hours(line) if part[1] > 0]
     said = ", ".join(f"{family.name.lower()} {percent(hours * 3600, line.held)}" for family, hours in parts)
     return share_bar(parts, of=most / 3600, label=said or "nothing")

@@ -34,4 +34,4 @@ def join(*children: Part) -> Html:
 
 
 def _text(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return value if isinstance(value, str) else f"{value:.6g}"

@@ -13,6 +13,10 @@ from heliostat.pages.html import Html, Part, join, tag
 from heliostat.pages.look import Family
 
 
+FILLED = 0.72
+"""Of a column's place, what its bar takes."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One bar of a plot over time. `parts`: amounts by family, from the bottom up."""
@@ -55,13 +59,12 @@ def _is_often(index: int, count: int) -> bool:
 
 
 def _column(index: int, column: Column, top: float, unit: str) -> Html:
-    width = 0.72 if index >= 0 else 1.0
     base, shapes = 0.0, []
     for family, value in column.parts:
         if value > 0 and top > 0:
             height = value / top
             shapes.append(
-                tag("rect", class_=f"c-{family.colour}", x=index + (1 - width) / 2, width=width,
+                tag("rect", class_=f"c-{family.colour}", x=index + (1 - FILLED) / 2, width=FILLED,
                     y=f"{1 - base - height:.5f}", height=f"{height:.5f}")
             )  # fmt: skip
             base += height

@@ -7,7 +7,6 @@ that is behind is the one that the others wait for. A run that goes on says noth
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -18,10 +17,6 @@ from typing import Any
 FIRST_S = 60.0
 """Without a step for this long, and for ten times a usual step, a rank says so; again after as long once more."""
 LOOK_S = 1.0
-
-
-def first_s() -> float:
-    return float(os.environ.get("HELIOSTAT_STALL_S") or FIRST_S)
 
 
 class StallWatch:
@@ -43,12 +38,11 @@ class StallWatch:
         self._ended.set()
 
     def _watch(self) -> None:
-        limit = first_s()
         while not self._ended.wait(LOOK_S):
             now = time.monotonic()
             stuck = now - self._since
-            again = self._told_at is None or now - self._told_at >= limit
-            if stuck >= max(limit, 10 * self._pace_s) and again:
+            again = self._told_at is None or now - self._told_at >= FIRST_S
+            if stuck >= max(FIRST_S, 10 * self._pace_s) and again:
                 self._told_at = now
                 self._tell(
                     step=self._step, seconds=round(stuck, 1), collectives=_collectives(), doing=_where(self._main)

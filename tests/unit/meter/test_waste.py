@@ -177,6 +177,16 @@ def test_a_dry_run_says_what_would_be_done() -> None:
     assert phases([JOB], rules(dry_run=True), range(0, 40, 10))[-1] == (30, "acted", "stop", True)
 
 
+def test_after_a_dry_run_everything_is_warned_of_before_it_is_done() -> None:
+    told: dict[str, Told] = {}
+    for minute in (0, 30):
+        _, told = next_steps([JOB], told, rules(dry_run=True), NOW + minute * 60)
+    steps, told = next_steps([JOB], told, rules(), NOW + 3600)
+    assert [(step.phase, step.dry) for step in steps] == [("warned", False)]
+    steps, _ = next_steps([JOB], told, rules(), NOW + 5400)
+    assert [(step.phase, step.dry) for step in steps] == [("acted", False)]
+
+
 def test_what_comes_back_is_told_and_warned_anew() -> None:
     _, told = next_steps([JOB], {}, rules(), NOW)
     _, told = next_steps([], told, rules(), NOW + 60)

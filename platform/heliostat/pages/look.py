@@ -1,6 +1,6 @@
 """How the pages look: one palette for every class of GPU time, in light and in dark, and one sheet of styles.
 
-`tests/unit/pages/test_contrast.py` reckons the contrast of each pair that is used, by the formula of WCAG 2.2.
+`tests/unit/pages/test_pages.py` reckons the contrast of each pair that is used, by the formula of WCAG 2.2.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class Keeper:
         self._attempt = ""
         self._progress: dict[str, float] = {}
         self._metrics: TrainMetrics | None = None
+        self._tells = False
         self._lock = threading.Lock()
         warm.ensure(self._about.node_id, belongs_to=os.getppid())
         threading.Thread(target=self._hold_lines, daemon=True, name="lines").start()
@@ -60,7 +61,9 @@ class Keeper:
         process = warm.start(self._about.node_id, warm.Start(MAIN, env, str(Path.cwd()), list(sys.path)), order)
         with self._lock:
             self._process, self._attempt, self._progress = process, seat.attempt, {}
-        self._metrics = TrainMetrics(run) if run and seat.rank == 0 else None
+        self._tells = bool(run) and seat.rank == 0
+        if self._tells and self._metrics is None:
+            self._metrics = TrainMetrics(run)
         with contextlib.suppress(ChannelClosed):
             process.channel.send(asdict(seat))
             if seat.rank == 0 and seat.world_size > 1:
@@ -117,7 +120,7 @@ class Keeper:
             if message is not None:
                 heard = time.monotonic()
                 self._progress = message.get("progress", self._progress)
-                if "progress" in message and self._metrics is not None:
+                if "progress" in message and self._tells and self._metrics is not None:
                     self._metrics.tell(self._progress)
                 if "ended" in message:
                     return Ended(message["ended"], message["text"], self._progress)

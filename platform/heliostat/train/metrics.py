@@ -16,7 +16,7 @@ _COUNTERS = {
 
 
 class TrainMetrics:
-    """Of one attempt; one thread writes them."""
+    """Of a run, through all attempts whose rank 0 is on this node; one thread writes them."""
 
     def __init__(self, run: str) -> None:
         from ray.util.metrics import Counter, Gauge

@@ -62,7 +62,8 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
         "Heliostat: serving",
         (
             Panel("Requests", "Answered a second.",
-                  (("sum by (application) (rate(ray_heliostat_requests_total[1m]))", "{{application}}"),), unit="reqps"),
+                  (("sum by (application) (rate(ray_heliostat_requests_total[1m]))", "{{application}}"),),
+                  unit="reqps"),
             Panel("Refused for load", "429 answers: more replicas, or a longer max_queue.",
                   (("sum by (application) (rate(ray_heliostat_sheds_total[1m]))", "{{application}}"),), unit="reqps"),
             Panel("Mean time to answer", "From arrival to answer.",

@@ -269,7 +269,8 @@ class Platform:
         from heliostat.pages import cost_page
 
         made, days = (
-            self.cost_report(each, since=since, until=until, prices=prices, progress=progress) for each in (by, ("day",))
+            self.cost_report(each, since=since, until=until, prices=prices, progress=progress)
+            for each in (by, ("day",))
         )
         waste = read_state(self.store).findings
         advice = self.advice(progress=progress)

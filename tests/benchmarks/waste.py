@@ -279,7 +279,14 @@ def verdict(platform: Any, after: float, watch: float, seen: dict[str, Any]) -> 
         "prometheus": seen, "machine": world.this_machine(),
     }  # fmt: skip
     print(json.dumps(summary))
-    return 0 if not seen.get("metrics_missing") and len(right) == len(EXPECTED) and not false and summary["in_time"] == len(EXPECTED) else 1
+    return (
+        0
+        if not seen.get("metrics_missing")
+        and len(right) == len(EXPECTED)
+        and not false
+        and summary["in_time"] == len(EXPECTED)
+        else 1
+    )
 
 
 if __name__ == "__main__":

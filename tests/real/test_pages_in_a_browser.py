@@ -1,6 +1,6 @@
 """The pages in a real browser: light and dark, phone and desktop, by keyboard. Skips where there is no Chromium.
 
-    python -m tests.real.test_pages_in_a_browser FOLDER      writes a screenshot of each to be looked at
+python -m tests.real.test_pages_in_a_browser FOLDER      writes a screenshot of each to be looked at
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import pytest
 from tests.support.page_examples import pages
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 PHONE, DESKTOP = {"width": 375, "height": 812}, {"width": 1280, "height": 900}
 # The contrast of every text with what is behind it, as the browser paints both.
 CONTRAST = """() => {
@@ -25,7 +27,8 @@ CONTRAST = """() => {
     .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = (el) => { for (let e = el; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+    const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; }
+    return [255, 255, 255]; };
   const found = [];
   for (const el of document.querySelectorAll('body *')) {
     const own = [...el.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
@@ -77,7 +80,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_every_page_is_legible(browser: Any, files: dict[str, Path], scheme: str, size: dict[str, int]) -> None:
-    """Nothing is asked of a network, nothing goes wrong, the page is not wider than the screen, every word stands out."""
+    """Nothing is asked of a network, nothing goes wrong, no page is wider than the screen, every word stands out."""
     context = browser.new_context(viewport=size, color_scheme=scheme)
     asked: list[str] = []
     troubles: list[str] = []

@@ -79,7 +79,9 @@ def test_what_is_forgotten_is_found_and_ended_and_what_is_used_is_not(platform: 
 
     for finding in told.values():
         carry_out(platform.settings, platform.store, Step("acted", finding, "stop", False, 0.0), now=0.0)
-        carry_out(platform.settings, platform.store, Step("acted", finding, "stop", False, 0.0), now=0.0)  # gone already
+        carry_out(
+            platform.settings, platform.store, Step("acted", finding, "stop", False, 0.0), now=0.0
+        )  # gone already
     deadline = time.monotonic() + 20
     while (names := actors(platform)) != {"called"}:
         assert time.monotonic() < deadline, names

@@ -39,7 +39,8 @@ ADVICE = (
            3520.0),
     Advice("reserve", "serve-l40s", "serve-l40s: 2 GPUs of it held 94% of 336 hours or more",
            "a year's reservation pays from 60% on, if it costs 40% less than on demand",
-           "ask for a price for 2 GPUs of g6e.2xlarge, as a group of market reserved; the rest stays on demand", 1180.0),
+           "ask for a price for 2 GPUs of g6e.2xlarge, as a group of market reserved; the rest stays on demand",
+           1180.0),
 )  # fmt: skip
 
 

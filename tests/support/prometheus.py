@@ -23,8 +23,9 @@ PROMTOOL = shutil.which("promtool")
 DEVICES = frozenset(("ray_node_gpus_utilization", "ray_node_gram_used"))
 """Ray's agents tell these where NVML finds devices, and nowhere else."""
 _WORDS = frozenset(
-    "sum avg max min count rate increase delta time by on and or unless absent without ignoring group_left".split()
+    ("sum", "avg", "max", "min", "count", "rate", "increase", "delta", "time", "and", "or", "unless", "absent")
 )
+"""Of PromQL."""
 
 
 def metrics_of(query: str) -> set[str]:

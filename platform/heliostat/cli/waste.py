@@ -58,7 +58,7 @@ def cost_advise(
         return
     if not found:
         print_progress(
-            "nothing to advise: looked for idle groups, cards that are too large, MIG, the wrong market and reservations"
+            "nothing to advise: looked for idle groups, cards too large, MIG, the wrong market and reservations"
         )
         return
     print_table(

@@ -74,9 +74,7 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
         registry = CollectorRegistry()
-        self._gauges = {
-            name: Gauge(name, about, labels, registry=registry) for name, (about, labels) in GAUGES.items()
-        }
+        self._gauges = {name: Gauge(name, about, labels, registry=registry) for name, (about, labels) in GAUGES.items()}
         host = "127.0.0.1" if settings.state_dir is not None else "0.0.0.0"  # noqa: S104  # a NetworkPolicy fences pods
         start_http_server(self._port, addr=host, registry=registry)
         if settings.state_dir is not None:

@@ -83,7 +83,9 @@ class Advice:
     usd_per_month: float | None
 
 
-def advise(groups: Sequence[GroupMeasure], catalogue: Catalogue, *, serving: frozenset[str] = frozenset()) -> tuple[Advice, ...]:
+def advise(
+    groups: Sequence[GroupMeasure], catalogue: Catalogue, *, serving: frozenset[str] = frozenset()
+) -> tuple[Advice, ...]:
     """The dearest first. `serving`: groups that serve, and so are not sent to spot."""
     found: list[Advice | None] = []
     for group in groups:
@@ -92,7 +94,12 @@ def advise(groups: Sequence[GroupMeasure], catalogue: Catalogue, *, serving: fro
         offer = _Offer.of(group, catalogue)
         found.append(_idle(group, offer))
         if offer is not None:
-            found += [_smaller(group, offer), _mig(group, offer), _market(group, offer, serving), _reserve(group, offer)]
+            found += [
+                _smaller(group, offer),
+                _mig(group, offer),
+                _market(group, offer, serving),
+                _reserve(group, offer),
+            ]
     kept = [one for one in found if one is not None and (one.usd_per_month is None or one.usd_per_month >= WORTH_USD)]
     return tuple(sorted(kept, key=lambda one: (-(one.usd_per_month or 0.0), one.group, one.kind)))
 
@@ -311,7 +318,5 @@ def measure(rows: pa.Table, seen: Mapping[str, Devices], *, hours: int) -> list[
     made = []
     for key, uses in sorted(totals.items()):
         device = seen.get(key[0], Devices())
-        made.append(
-            GroupMeasure(*key, hours, dict(uses), tuple(held[key].values()), device.duty, device.memory_bytes)
-        )
+        made.append(GroupMeasure(*key, hours, dict(uses), tuple(held[key].values()), device.duty, device.memory_bytes))
     return made

@@ -154,17 +154,16 @@ def _classes(total: Line) -> Html:
             bar = share_bar([(colour[use.label], seconds)], of=total.held, label=percent(seconds, total.held))
             rows.append((two_lines(use.label.capitalize(), _MEANING[use.label]), bar, amount(seconds / 3600),
                          percent(seconds, total.held)))  # fmt: skip
-    return table(
-        ("Class", "", "GPU-hours", "Share"), rows, caption="GPU-hours by class", numbers=(2, 3), wide=(1,)
-    )
+    return table(("Class", "", "GPU-hours", "Share"), rows, caption="GPU-hours by class", numbers=(2, 3), wide=(1,))
 
 
 def _advice(advice: Sequence[Advice]) -> Html:
     if not advice:
-        return empty("Nothing to advise from what was measured. What is looked at is listed by", "heliostat cost advise")
+        return empty(
+            "Nothing to advise from what was measured. What is looked at is listed by", "heliostat cost advise"
+        )
     rows = [
-        (two_lines(each.what, each.why), each.do, two_lines(money(each.usd_per_month), "a month"))
-        for each in advice
+        (two_lines(each.what, each.why), each.do, two_lines(money(each.usd_per_month), "a month")) for each in advice
     ]
     return table(("What was measured", "What to do", "Saves"), rows, caption="Advice", numbers=(2,))
 
@@ -183,5 +182,3 @@ def _prices(made: Report) -> Html:
         ]  # fmt: skip
         notes.append(table(("Machine", "A GPU-hour", "Known since, and from"), rows, caption="Prices", numbers=(1,)))
     return join(*notes) if notes else empty("No price was needed.")
-
-

@@ -37,7 +37,12 @@ T = TypeVar("T")
 
 
 def gather(
-    settings: Settings, store: Store, definition: ClusterDefinition, *, up: bool, say: Callable[[str], None] = lambda _: None
+    settings: Settings,
+    store: Store,
+    definition: ClusterDefinition,
+    *,
+    up: bool,
+    say: Callable[[str], None] = lambda _: None,
 ) -> StatusView:
     """Of now. `say` is told what could not be read."""
     now = time.time()

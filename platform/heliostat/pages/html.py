@@ -16,7 +16,7 @@ Part: TypeAlias = "str | None"  # None stands for nothing
 _VOID = frozenset(("meta", "rect", "line", "path", "col"))
 
 
-def tag(name: str, *children: Part, **attributes: str | float | bool | None) -> Html:
+def tag(name: str, /, *children: Part, **attributes: str | float | bool | None) -> Html:
     """An element. Attributes: `class_` for class, an underscore for a hyphen, None and False leave it out."""
     written = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(_text(value))}"')

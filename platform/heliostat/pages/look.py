@@ -37,9 +37,7 @@ class Family:
 FAMILIES = (
     Family("Serving", "serving", (Use.SERVING,)),
     Family("Training", "training", (Use.TRAINING,)),
-    Family(
-        "Overhead", "overhead", (Use.RECOMPUTED, Use.CHECKPOINT, Use.LOADING, Use.WAITING, Use.STARTING)
-    ),
+    Family("Overhead", "overhead", (Use.RECOMPUTED, Use.CHECKPOINT, Use.LOADING, Use.WAITING, Use.STARTING)),
     Family("Idle", "idle", (Use.RESERVED, Use.UNALLOCATED)),
     Family("Unexplained", "unknown", (Use.UNEXPLAINED,)),
 )
@@ -54,10 +52,12 @@ def _variables(palette: Palette) -> str:
     return ";".join(f"--{name}:{value}" for name, value in palette.items())
 
 
-STYLE = f"""
+STYLE = (
+    f"""
 :root{{color-scheme:light dark;{_variables(LIGHT)}}}
 @media (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}
-""" + """
+"""
+    + """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
 @media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
@@ -97,7 +97,10 @@ td{vertical-align:top}
 tr:last-child td,tr:last-child th{border-bottom:0}
 th:last-child,td:last-child{padding-right:0}
 .n{text-align:right;white-space:nowrap}
-tbody th{color:var(--ink);font-size:.95rem;font-weight:600;white-space:normal}
+tbody th{color:var(--ink);font-size:.95rem;font-weight:600;white-space:normal;vertical-align:top}
+.n+td{padding-left:1.2rem}
+.b{width:42%}
+.b .bar{margin-top:.35rem}
 tfoot td,tfoot th{border-top:1px solid var(--soft);border-bottom:0;font-weight:600;color:var(--ink);font-size:.95rem}
 .sub{display:block;color:var(--soft);font-size:.875rem;font-weight:400}
 .state{white-space:nowrap}
@@ -118,7 +121,8 @@ code{font:.92em/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono"
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1.3rem;margin:.9rem 0 0;padding:0;font-size:.9rem}
 .legend i{display:inline-block;width:.75rem;height:.75rem;margin-right:.5rem;vertical-align:-.05rem}
 .legend b{font-weight:600}
-figure{margin:0}
+figure{margin:.3rem 0 0}
+figcaption{margin-bottom:1rem}
 .plot{display:grid;grid-template-columns:auto 1fr;gap:0 .7rem}
 .plot svg{display:block;width:100%;height:13rem;overflow:visible}
 .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right;font-size:.8rem;
@@ -152,16 +156,32 @@ header{padding-top:1.7rem}
 h1{font-size:1.75rem}
 .figures{grid-template-columns:1fr 1fr;gap:1.1rem 1.2rem}
 .figure b{font-size:1.55rem}
-.wide{display:none}
 section{margin-top:2.4rem}
+.stack,.stack tbody,.stack tr,.stack th,.stack td,.stack tfoot{display:block;width:auto}
+.stack thead{position:absolute;left:-99rem}
+.stack tr{padding:.75rem 0;border-bottom:1px solid var(--line)}
+.stack tr:last-child{border-bottom:0}
+.stack th,.stack td{border:0;padding:0;text-align:left;white-space:normal}
+.stack tbody th{font-size:1rem}
+.stack td{display:grid;grid-template-columns:6.2rem 1fr;gap:0 .8rem;margin-top:.4rem}
+.stack td::before{content:attr(data-label);color:var(--soft);font-size:.875rem;line-height:1.7}
+.stack td>*{grid-column:2}
+.stack td:empty,.stack td.b::before{display:none}
+.stack td.b{display:block;margin-top:.5rem}
+.stack tfoot tr{border-top:1px solid var(--soft)}
+.stack tfoot th,.stack tfoot td{border:0}
+.slots{max-width:none}
 .plot svg,.y{height:10rem}
 .x .often{visibility:hidden;flex-grow:1}
 }
 @media print{nav,.skip,summary{display:none}body{font-size:11pt}section{break-inside:avoid}}
 """
+)
 
 
-def page(title: str, lead: str, sections: list[tuple[str, str, Html]], *, figures: list[tuple[str, str]], foot: str) -> str:
+def page(
+    title: str, lead: str, sections: list[tuple[str, str, Html]], *, figures: list[tuple[str, str]], foot: str
+) -> str:
     """A whole document. `sections`: (id, heading, content); `figures`: (value, what it is), at the top."""
     links = [tag("li", tag("a", heading, href=f"#{name}")) for name, heading, _ in sections]
     body = join(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from heliostat.pages.html import Html, Part, join, tag
 from heliostat.pages.look import Family
 
-
 FILLED = 0.72
 """Of a column's place, what its bar takes."""
 
@@ -34,9 +33,7 @@ def stacked_columns(columns: Sequence[Column], *, unit: str, what: str) -> Html:
     """Bars over time, each stacked from the bottom up. `unit` such as "GPU-hours"."""
     top = nice(max((column.total for column in columns), default=0.0))
     count = max(1, len(columns))
-    shapes: list[Html] = [
-        tag("line", class_="grid", x1=0, x2=count, y1=1 - y, y2=1 - y) for y in (0.0, 0.5, 1.0)
-    ]
+    shapes: list[Html] = [tag("line", class_="grid", x1=0, x2=count, y1=1 - y, y2=1 - y) for y in (0.0, 0.5, 1.0)]
     for index, column in enumerate(columns):
         shapes.append(_column(index, column, top, unit))
     ticks = tag("div", *(tag("span", amount(top * share)) for share in (1.0, 0.5, 0.0)), class_="y", aria_hidden="true")
@@ -50,7 +47,7 @@ def stacked_columns(columns: Sequence[Column], *, unit: str, what: str) -> Html:
         aria_label=f"{what}: {_in_words(columns, unit)}",
     )  # fmt: skip
     plot = tag("div", ticks, drawing, tag("div", *labels, class_="x", aria_hidden="true"), class_="plot")
-    return tag("figure", plot, tag("figcaption", unit, class_="note"))
+    return tag("figure", tag("figcaption", unit), plot)
 
 
 def _is_often(index: int, count: int) -> bool:
@@ -106,7 +103,9 @@ def spark(values: Sequence[float], *, label: str) -> Html | None:
         return None
     low, high = min(values), max(values)
     span = (high - low) or 1.0
-    points = [f"{100 * i / (len(values) - 1):.2f},{20 - 20 * (value - low) / span:.2f}" for i, value in enumerate(values)]
+    points = [
+        f"{100 * i / (len(values) - 1):.2f},{20 - 20 * (value - low) / span:.2f}" for i, value in enumerate(values)
+    ]
     return tag(
         "svg", tag("path", d="M" + " L".join(points)), class_="spark", viewBox="0 0 100 20", preserveAspectRatio="none",
         role="img", aria_label=label,
@@ -121,24 +120,42 @@ def slots(used: int, free: int, starting: int, absent: int, *, label: str) -> Ht
 
 def table(
     head: Sequence[str], rows: Sequence[Sequence[Part]], *, caption: str, numbers: Sequence[int] = (),
-    wide: Sequence[int] = (), foot: Sequence[Part] = (), show_caption: bool = False,
+    bars: Sequence[int] = (), foot: Sequence[Part] = (), plain: bool = False,
 ) -> Html:  # fmt: skip
-    """`numbers`: columns set to the right; `wide`: those that a narrow screen leaves out. The first column names."""
+    """`numbers`: columns set to the right; `bars`: columns of bars. The first column names its row.
+
+    On a narrow screen a row becomes a block with a line for each cell, but for a `plain` table, which scrolls. The
+    roles say what the blocks would no longer say by themselves.
+    """
 
     def classes(index: int) -> str | None:
-        return " ".join((["n"] if index in numbers else []) + (["wide"] if index in wide else [])) or None
+        return "n" if index in numbers else "b" if index in bars else None
 
     def cells(row: Sequence[Part]) -> list[Html]:
-        first = tag("th", row[0], scope="row", class_=classes(0))
-        return [first, *(tag("td", cell, class_=classes(i)) for i, cell in enumerate(row) if i)]
+        first = tag("th", row[0], scope="row", role="rowheader", class_=classes(0))
+        return [
+            first,
+            *(
+                tag("td", _whole(cell), role="cell", class_=classes(i), data_label=head[i])
+                for i, cell in enumerate(row)
+                if i
+            ),
+        ]
 
-    heading = tag("tr", *(tag("th", text, scope="col", class_=classes(i)) for i, text in enumerate(head)))
-    parts = [tag("caption", caption)] if show_caption else []
-    parts += [tag("thead", heading), tag("tbody", *(tag("tr", *cells(row)) for row in rows))]
-    parts += [tag("tfoot", tag("tr", *cells(foot)))] if foot else []
-    inner = tag("table", *parts, aria_label=None if show_caption else caption)
+    heads = (tag("th", text, scope="col", role="columnheader", class_=classes(i)) for i, text in enumerate(head))
+    parts = [
+        tag("thead", tag("tr", *heads, role="row"), role="rowgroup"),
+        tag("tbody", *(tag("tr", *cells(row), role="row") for row in rows), role="rowgroup"),
+    ]
+    parts += [tag("tfoot", tag("tr", *cells(foot), role="row"), role="rowgroup")] if foot else []
+    inner = tag("table", *parts, role="table", aria_label=caption, class_=None if plain else "stack")
     # A table that is wider than the screen is scrolled, by keyboard too.
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _whole(cell: Part) -> Part:
+    """A cell's parts as one, so that they stay together beside its label."""
+    return None if cell is None else tag("div", cell)
 
 
 def folded(summary: str, content: Html) -> Html:
@@ -163,11 +180,11 @@ def two_lines(first: Part, second: Part) -> Html:
 
 
 def nice(most: float) -> float:
-    """The top of an axis: 1, 2, 4, 5 or 8 times a power of ten, at least `most`."""
+    """The top of an axis, at least `most`: a round number, and so is its half."""
     if most <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(most))
-    return next(step * power for step in (1, 2, 4, 5, 8, 10) if step * power >= most * 0.9999)
+    return next(step * power for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if step * power >= most * 0.9999)
 
 
 def amount(value: float) -> str:
@@ -186,7 +203,7 @@ def amount(value: float) -> str:
 
 def percent(part: float, whole: float) -> str:
     if not whole:
-        return "–"
+        return "-"
     share = part / whole
     if 0 < share < 0.01:
         return f"{share:.1%}" if share >= 0.001 else "<0.1%"
@@ -195,5 +212,5 @@ def percent(part: float, whole: float) -> str:
 
 def money(usd: float | None) -> str:
     if usd is None:
-        return "–"
+        return "-"
     return f"${usd:,.0f}" if abs(usd) >= 1000 else f"${usd:,.2f}"

@@ -200,7 +200,11 @@ def _apps(view: StatusView) -> Html:
             two_lines(f"{app.requests:,}", last),
         ))  # fmt: skip
     return table(
-        ("Application", "State", "Replicas", "Model", "Requests"), rows, caption="Applications", numbers=(2, 4), wide=(3,)
+        ("Application", "State", "Replicas", "Model", "Requests"),
+        rows,
+        caption="Applications",
+        numbers=(2, 4),
+        wide=(3,),
     )
 
 
@@ -210,20 +214,19 @@ _JOB_STATES = {"RUNNING": "good", "SUCCEEDED": "good", "PENDING": "warn", "FAILE
 def _jobs(view: StatusView) -> Html:
     if not view.jobs:
         return empty("No job was submitted yet. Send one with", "heliostat job submit NAME")
-    rows = []
-    for job in view.jobs:
-        rows.append((
-            two_lines(job.job or job.run, job.run if job.job != job.run else None),
-            two_lines(state(job.status.lower(), _JOB_STATES.get(job.status, "open")), _lasted(view, job)),
-            _progress(job),
-            two_lines(spark(job.losses, label=_loss_words(job.losses)), _loss(job.losses)) if job.losses else "–",
-        ))  # fmt: skip
+    rows = [
+        (two_lines(job.job or job.run, job.run if job.job != job.run else None),
+         two_lines(state(job.status.lower(), _JOB_STATES.get(job.status, "open")), _lasted(view, job)),
+         _progress(job),
+         two_lines(spark(job.losses, label=_loss_words(job.losses)), _loss(job.losses)) if job.losses else "-")
+        for job in view.jobs
+    ]  # fmt: skip
     return table(("Job", "State", "Steps", "Loss"), rows, caption="Jobs", wide=(3,))
 
 
 def _progress(job: JobView) -> Html | str:
     if not job.total:
-        return "–"
+        return "-"
     done = tag("i", style=f"width:{100 * min(1, job.step / job.total):.1f}%")
     said = f"{job.step:,} of {job.total:,}"
     return join(said, tag("div", done, class_="meter", role="img", aria_label=f"{percent(job.step, job.total)} done"))
@@ -248,7 +251,7 @@ def _releases(view: StatusView) -> Html:
         return empty("No version was released yet. The first goes out with", "heliostat model promote NAME")
     rows = [
         (two_lines(move.model, f"@{move.alias}"), "taken away" if move.version is None else f"v{move.version}",
-         two_lines(_when(move.at), _ago(view.at, move.at)), two_lines(move.why or "–", f"by {move.who}"))
+         two_lines(_when(move.at), _ago(view.at, move.at)), two_lines(move.why or "-", f"by {move.who}"))
         for move in view.releases
     ]  # fmt: skip
     return table(("Model", "Version", "When", "Why"), rows, caption="Releases, the newest first")
@@ -276,17 +279,25 @@ def _fate(finding: Finding) -> str:
 
 
 def _hours(view: StatusView) -> Html:
-    columns = [Column(f"{_hour(at):%H}", f"the hour from {_hour(at):%H:%M} UTC", _in_hours(use)) for at, use in view.hours]
+    columns = [
+        Column(f"{_hour(at):%H}", f"the hour from {_hour(at):%H:%M} UTC", _in_hours(use)) for at, use in view.hours
+    ]
     total: dict[str, float] = {}
     for _, use in view.hours:
         for name, seconds in use.items():
             total[name] = total.get(name, 0.0) + seconds
     held = sum(total.values())
     if not held:
-        return empty("No GPU time was counted in these hours. It is once a group has nodes; see", "heliostat cost report")
+        return empty(
+            "No GPU time was counted in these hours. It is once a group has nodes; see", "heliostat cost report"
+        )
     parts = _in_hours(total)
     rows = [
-        (column.full.removeprefix("the hour from "), *(amount(value) for _, value in column.parts), amount(column.total))
+        (
+            column.full.removeprefix("the hour from "),
+            *(amount(value) for _, value in column.parts),
+            amount(column.total),
+        )
         for column in columns
     ]
     names = [family.name for family, _ in parts]

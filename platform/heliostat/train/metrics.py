@@ -1,4 +1,4 @@
-"""What a run shows in the Ray dashboard and in Prometheus, as `ray_heliostat_train_*`, by run; rank 0's keeper tells."""
+"""What a run shows in Ray's dashboard and in Prometheus, by run, as `ray_heliostat_train_*`; rank 0's keeper tells."""
 
 from __future__ import annotations
 

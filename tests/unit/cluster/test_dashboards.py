@@ -39,7 +39,11 @@ def test_every_panel_asks_for_metrics_that_somebody_tells(label: str) -> None:
 def test_every_metric_of_ours_is_shown() -> None:
     shown = {name for query in queries().values() for name in metrics_of(query)}
     ours = {name for name in told() if "heliostat" in name}
-    assert ours - shown == {"ray_heliostat_queue_items", "ray_heliostat_queue_tokens", "ray_heliostat_forward_seconds_total"}
+    assert ours - shown == {
+        "ray_heliostat_queue_items",
+        "ray_heliostat_queue_tokens",
+        "ray_heliostat_forward_seconds_total",
+    }
 
 
 def test_the_files_are_what_the_script_makes() -> None:

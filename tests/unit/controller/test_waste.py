@@ -86,7 +86,13 @@ def test_an_actor_is_as_useful_as_its_last_call() -> None:
 
 
 def test_a_plain_task_is_not_judged() -> None:
-    task = {"task_id": "t", "type": "NORMAL_TASK", "node_id": "n1", "required_resources": {"GPU": 1}, "state": "RUNNING"}
+    task = {
+        "task_id": "t",
+        "type": "NORMAL_TASK",
+        "node_id": "n1",
+        "required_resources": {"GPU": 1},
+        "state": "RUNNING",
+    }
     (held,) = seen(tasks=[task]).holders
     assert held.last_useful is None
 
@@ -107,7 +113,11 @@ def told(kind: str, at: float, rank: int = 0, attempt: str = "0-a", **fields: An
 
 def test_what_a_rank_said_before_the_last_step_no_longer_holds() -> None:
     said = told("no_progress", 20, 1, collectives=8, doing="here", world=2)
-    events = [told("step", 10, step=3, world=2), said, told("no_progress", 21, 0, collectives=9, doing="there", world=2)]
+    events = [
+        told("step", 10, step=3, world=2),
+        said,
+        told("no_progress", 21, 0, collectives=9, doing="there", world=2),
+    ]
     found = progress_of(events)
     assert (found.step, found.step_at, found.world) == (3, 10, 2)
     assert found.ranks == (Rank(0, "n0", 9, "there"), Rank(1, "n1", 8, "here"))
@@ -133,7 +143,14 @@ def test_an_application_is_laid_to_rest_until_it_is_asked(store: Store) -> None:
     rest(store, "chat", NOW)
     assert read_resting(store) == {"chat": NOW}
     spec = Application.model_validate(
-        {"recipe": "a:B", "model": "m@production", "group": "serve", "route": "/chat", "replicas": "1..2", "idle_timeout": "24h"}
+        {
+            "recipe": "a:B",
+            "model": "m@production",
+            "group": "serve",
+            "route": "/chat",
+            "replicas": "1..2",
+            "idle_timeout": "24h",
+        }
     )
     app = AppState(DesiredApp(name="chat", spec=spec, package=""), (report(last=NOW - 60),))
     assert awake_apps([app], NOW + 5) == {"chat"}
@@ -146,7 +163,9 @@ def test_an_application_is_laid_to_rest_until_it_is_asked(store: Store) -> None:
 
 def test_the_rules_come_from_the_environment() -> None:
     assert rules_from({}) == WasteRules()
-    given = WasteRules.model_validate({"after": "2h", "act": "stop", "quiet": ["Sat-Sun"], "exempt": {"a": "2026-12-31"}})
+    given = WasteRules.model_validate(
+        {"after": "2h", "act": "stop", "quiet": ["Sat-Sun"], "exempt": {"a": "2026-12-31"}}
+    )
     assert rules_from({"HELIOSTAT_WASTE": given.model_dump_json()}) == given
 
 

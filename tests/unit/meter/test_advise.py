@@ -1,4 +1,4 @@
-"""Advice follows from what was measured: it names the figures, and says nothing where a measure or a price is missing."""
+"""Advice follows from what was measured: it names the figures, and is silent where a measure or a price is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def price(instance: str, market: str = "on-demand") -> float:
 
 
 def group(**fields: object) -> GroupMeasure:
-    made = GroupMeasure("train", "on-demand", BIG, 100, {"training": 3600.0 * 700, "unallocated": 3600.0 * 100}, (8.0,) * 100)
+    made = GroupMeasure(
+        "train", "on-demand", BIG, 100, {"training": 3600.0 * 700, "unallocated": 3600.0 * 100}, (8.0,) * 100
+    )
     return replace(made, **fields)  # type: ignore[arg-type]
 
 
@@ -59,7 +61,12 @@ def test_a_large_card_that_does_little_is_oversized() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"duty": 0.9, "memory_bytes": 8 * GIB}, {"duty": 0.1}, {"memory_bytes": 8 * GIB}, {"duty": 0.1, "memory_bytes": 78 * GIB}],
+    [
+        {"duty": 0.9, "memory_bytes": 8 * GIB},
+        {"duty": 0.1},
+        {"memory_bytes": 8 * GIB},
+        {"duty": 0.1, "memory_bytes": 78 * GIB},
+    ],
 )
 def test_no_smaller_card_is_advised_where_it_would_not_do_or_nothing_was_measured(fields: dict[str, float]) -> None:
     assert not {"oversized", "mig"} & set(kinds(group(**fields)))
@@ -97,7 +104,7 @@ def test_little_is_not_advised_on() -> None:
 
 
 def test_the_measures_come_from_the_ledger_s_rows_and_the_nodes_samples() -> None:
-    row = {name: "" for name in empty_table().column_names} | {
+    row = dict.fromkeys(empty_table().column_names, "") | {
         "group": "train", "market": "spot", "instance": BIG, "use": "training",
     }  # fmt: skip
     rows = pa.Table.from_pylist(

@@ -86,7 +86,9 @@ def test_the_stalled_rank_is_the_one_that_has_not_joined() -> None:
     assert "job.py:1 in step" in found.evidence
 
 
-@pytest.mark.parametrize(("said", "world"), [((9, 9), 2), ((9,), 3), ((None, None), 2), ((), 2), ((9,), 1), ((8, 8, 9), 3)])
+@pytest.mark.parametrize(
+    ("said", "world"), [((9, 9), 2), ((9,), 3), ((None, None), 2), ((), 2), ((9,), 1), ((8, 8, 9), 3)]
+)
 def test_no_rank_is_named_where_nothing_tells_it_apart(said: tuple[int | None, ...], world: int) -> None:
     assert stalled_rank(holder("job", idle=HOUR, ranks=ranks(*said), world=world)) is None
 
@@ -161,7 +163,10 @@ def phases(findings: list[Finding], given: WasteRules, minutes: range) -> list[t
 
 
 def test_an_application_goes_to_zero_at_once_and_a_job_is_warned_first() -> None:
-    assert phases([APP], rules(), range(3)) == [(0, "found", "scale to zero", False), (0, "acted", "scale to zero", False)]
+    assert phases([APP], rules(), range(3)) == [
+        (0, "found", "scale to zero", False),
+        (0, "acted", "scale to zero", False),
+    ]
     assert phases([JOB], rules(), range(0, 60, 10)) == [
         (0, "found", "stop", False), (0, "warned", "stop", False), (30, "acted", "stop", False),
     ]  # fmt: skip

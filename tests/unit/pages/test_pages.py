@@ -1,4 +1,4 @@
-"""The pages are whole documents that fetch nothing, run nothing, let nothing through unescaped, and can be read by all."""
+"""The pages are whole documents that fetch and run nothing, let no name break out, and can be read by all."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ def test_every_colour_of_the_sheet_is_in_the_palette() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (12345.6, "12,346"), (99.94, "99.9"), (50.0, "50"), (1.5, "1.5"), (0.014, "0.01"), (0.004, "0.004")]
+    ("value", "text"),
+    [(0, "0"), (12345.6, "12,346"), (99.94, "99.9"), (50.0, "50"), (1.5, "1.5"), (0.014, "0.01"), (0.004, "0.004")],
 )
 def test_amounts(value: float, text: str) -> None:
     assert amount(value) == text
@@ -141,4 +142,4 @@ def test_amounts(value: float, text: str) -> None:
 def test_axes_end_at_round_numbers() -> None:
     assert [nice(value) for value in (0, 0.3, 1, 7.2, 41, 99, 100)] == [1.0, 0.4, 1, 8, 50, 100, 100]
     assert percent(1, 2000) == "<0.1%"
-    assert percent(0, 0) == "–"
+    assert percent(0, 0) == "-"

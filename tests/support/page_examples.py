@@ -30,7 +30,7 @@ WASTE = (
         52.0, 84.24, "stop", "research", "search",
     ),
     Finding("pinned-node", "serve-l40s-91be", "a2", "serve-l40s", 1, NOW - 7 * 3600,
-            "all its 1 GPUs free for 7h 00m; kept by feature-cache", 7.0, 15.68, "tell", "search", "ranking"),
+            "its GPU free for 7h 00m; kept by feature-cache", 7.0, 15.68, "tell", "search", "ranking"),
 )  # fmt: skip
 ADVICE = (
     Advice("idle-group", "serve-l40s", "serve-l40s: 61% of 1,204.0 GPU-hours did nothing",

@@ -249,7 +249,8 @@ def _pinned(seen: Seen, node: SeenNode, memory: Memory, rules: WasteRules, after
     if since is None or seen.at - since < after:
         return None
     names = ", ".join(name for _, name in node.keepers)
-    evidence = f"all its {node.gpus:g} GPUs free for {human_seconds(seen.at - since)}; kept by {names}"
+    which = "its GPU" if node.gpus == 1 else f"all its {node.gpus:g} GPUs"
+    evidence = f"{which} free for {human_seconds(seen.at - since)}; kept by {names}"
     target = ",".join(actor for actor, _ in node.keepers)
     return _finding(
         "pinned-node", node.name, target, node.group, node.gpus, since, evidence, seen, rules,

@@ -110,7 +110,7 @@ def _days(days: Report) -> Html:
     return join(
         stacked_columns(columns, unit="GPU-hours", what="GPU time by day"),
         legend(_in_hours(days.total), total=days.total.held / 3600),
-        folded("The figures", table(head, rows, caption="GPU-hours by day", numbers=range(1, len(head)))),
+        folded("The figures", table(head, rows, caption="GPU-hours by day", numbers=range(1, len(head)), plain=True)),
     )
 
 
@@ -128,11 +128,13 @@ def _by(made: Report) -> Html:
     what = f"GPU-hours by {' and '.join(made.by)}, the largest first"
     return table(
         (" and ".join(made.by).capitalize(), "", "GPU-hours", "Useful", "Money"), rows, caption=what,
-        numbers=(2, 3, 4), wide=(1,), foot=foot,
+        numbers=(2, 3, 4), bars=(1,), foot=foot,
     )  # fmt: skip
 
 
 def _keys(by: Sequence[str], line: Line) -> Html:
+    if not any(line.keys):
+        return join("Nobody's")
     texts = [key or _NOBODY.get(name, "unknown") for name, key in zip(by, line.keys, strict=True)]
     return two_lines(texts[0], ", ".join(texts[1:]) or None)
 
@@ -154,7 +156,7 @@ def _classes(total: Line) -> Html:
             bar = share_bar([(colour[use.label], seconds)], of=total.held, label=percent(seconds, total.held))
             rows.append((two_lines(use.label.capitalize(), _MEANING[use.label]), bar, amount(seconds / 3600),
                          percent(seconds, total.held)))  # fmt: skip
-    return table(("Class", "", "GPU-hours", "Share"), rows, caption="GPU-hours by class", numbers=(2, 3), wide=(1,))
+    return table(("Class", "", "GPU-hours", "Share"), rows, caption="GPU-hours by class", numbers=(2, 3), bars=(1,))
 
 
 def _advice(advice: Sequence[Advice]) -> Html:

@@ -146,13 +146,13 @@ def _groups(view: StatusView) -> Html:
         coming = group.starting * group.gpus
         used = min(held, round(group.gpus_used))
         said = f"{amount(group.gpus_used)} of {held} GPUs in use, {coming} starting, {most} at most"
-        squares = slots(used, held - used, coming, max(0, most - held - coming), label=said) if most <= 48 else None
+        squares = slots(used, held - used, coming, max(0, most - held - coming), label=said) if 0 < most <= 32 else None
         rows.append((
             two_lines(group.name, group.machine or None),
             two_lines(f"{group.role}", group.market),
             two_lines(_nodes(group), f"{group.low} to {group.high} allowed"),
             two_lines(squares, f"{amount(group.gpus_used)} of {held} in use" if held else "at zero")
-            if squares else f"{amount(group.gpus_used)} of {held}",
+            if squares else two_lines(f"{amount(group.gpus_used)} of {held}" if held else "at zero", f"{most} at most"),
         ))  # fmt: skip
     key = tag("p", "A filled square is a GPU in use, an outlined one is free, a dashed one starts; "
               "the faint ones could be had.", class_="note")  # fmt: skip
@@ -204,7 +204,6 @@ def _apps(view: StatusView) -> Html:
         rows,
         caption="Applications",
         numbers=(2, 4),
-        wide=(3,),
     )
 
 
@@ -221,7 +220,7 @@ def _jobs(view: StatusView) -> Html:
          two_lines(spark(job.losses, label=_loss_words(job.losses)), _loss(job.losses)) if job.losses else "-")
         for job in view.jobs
     ]  # fmt: skip
-    return table(("Job", "State", "Steps", "Loss"), rows, caption="Jobs", wide=(3,))
+    return table(("Job", "State", "Steps", "Loss"), rows, caption="Jobs")
 
 
 def _progress(job: JobView) -> Html | str:
@@ -268,7 +267,7 @@ def waste_list(findings: Sequence[Finding]) -> Html:
     ]  # fmt: skip
     return table(
         ("What", "Evidence", "GPU-hours", "Money", "By the rules"), rows, caption="Waste, the dearest first",
-        numbers=(2, 3), wide=(4,),
+        numbers=(2, 3),
     )  # fmt: skip
 
 
@@ -301,7 +300,9 @@ def _hours(view: StatusView) -> Html:
         for column in columns
     ]
     names = [family.name for family, _ in parts]
-    figures = table(("Hour", *names, "All"), rows, caption="GPU-hours by hour", numbers=range(1, len(names) + 2))
+    figures = table(
+        ("Hour", *names, "All"), rows, caption="GPU-hours by hour", numbers=range(1, len(names) + 2), plain=True
+    )
     return join(
         tag("p", f"The last {len(columns)} hours, by the hour in UTC.", class_="note"),
         stacked_columns(columns, unit="GPU-hours", what="GPU time by the hour"),
@@ -331,4 +332,8 @@ def _for(seconds: float) -> str:
     """Seconds matter to a machine; to a reader two parts are enough."""
     if seconds < 1:
         return "a moment"
-    return human_seconds(round(seconds)).replace(".0s", "s") if seconds < 86_400 else f"{seconds / 86_400:.0f} days"
+    return human_seconds(round(seconds)).replace(".0s", "s") if seconds < 86_400 else _days(round(seconds / 86_400))
+
+
+def _days(count: int) -> str:
+    return f"{count} day{'' if count == 1 else 's'}"

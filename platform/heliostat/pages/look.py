@@ -98,7 +98,7 @@ tr:last-child td,tr:last-child th{border-bottom:0}
 th:last-child,td:last-child{padding-right:0}
 .n{text-align:right;white-space:nowrap}
 tbody th{color:var(--ink);font-size:.95rem;font-weight:600;white-space:normal;vertical-align:top}
-.n+td{padding-left:1.2rem}
+.n+td,.n+th{padding-left:1.2rem}
 .b{width:42%}
 .b .bar{margin-top:.35rem}
 tfoot td,tfoot th{border-top:1px solid var(--soft);border-bottom:0;font-weight:600;color:var(--ink);font-size:.95rem}
@@ -123,14 +123,14 @@ code{font:.92em/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono"
 .legend b{font-weight:600}
 figure{margin:.3rem 0 0}
 figcaption{margin-bottom:1rem}
-.plot{display:grid;grid-template-columns:auto 1fr;gap:0 .7rem}
+.plot{display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 .7rem}
 .plot svg{display:block;width:100%;height:13rem;overflow:visible}
 .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right;font-size:.8rem;
 color:var(--soft);height:13rem;line-height:1}
 .y span{transform:translateY(-.4em)}
 .y span:last-child{transform:translateY(.4em)}
-.x{grid-column:2;display:flex;font-size:.8rem;color:var(--soft);padding-top:.55rem;line-height:1.2}
-.x span{flex:1 1 0;text-align:center;min-width:0;white-space:nowrap}
+.x{grid-column:2;display:flex;min-width:0;font-size:.8rem;color:var(--soft);padding-top:.55rem;line-height:1.2}
+.x span{flex:1 1 0;display:flex;justify-content:center;min-width:0;white-space:nowrap}
 .grid{stroke:var(--line);stroke-width:1;vector-effect:non-scaling-stroke}
 .spark{width:7rem;height:1.7rem;display:block;overflow:visible}
 .spark path{fill:none;stroke:var(--training);stroke-width:1.6;vector-effect:non-scaling-stroke;stroke-linejoin:round}
@@ -164,15 +164,16 @@ section{margin-top:2.4rem}
 .stack th,.stack td{border:0;padding:0;text-align:left;white-space:normal}
 .stack tbody th{font-size:1rem}
 .stack td{display:grid;grid-template-columns:6.2rem 1fr;gap:0 .8rem;margin-top:.4rem}
-.stack td::before{content:attr(data-label);color:var(--soft);font-size:.875rem;line-height:1.7}
+.stack td::before{content:attr(data-label);color:var(--soft);font-weight:400;font-size:.875rem;line-height:1.7}
 .stack td>*{grid-column:2}
 .stack td:empty,.stack td.b::before{display:none}
 .stack td.b{display:block;margin-top:.5rem}
 .stack tfoot tr{border-top:1px solid var(--soft)}
 .stack tfoot th,.stack tfoot td{border:0}
+.stack .n+td,.stack .n+th{padding-left:0}
 .slots{max-width:none}
 .plot svg,.y{height:10rem}
-.x .often{visibility:hidden;flex-grow:1}
+.x .often{visibility:hidden;overflow:hidden}
 }
 @media print{nav,.skip,summary{display:none}body{font-size:11pt}section{break-inside:avoid}}
 """

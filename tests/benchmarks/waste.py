@@ -89,7 +89,7 @@ if __name__ == "__main__":
 '''
 NOTEBOOK = """
 import ray, time
-ray.init(log_to_driver=False, _node_ip_address="127.0.0.1", namespace="notebook")
+ray.init(log_to_driver=False, namespace="notebook")
 
 @ray.remote(num_gpus=1, num_cpus=0, label_selector={"heliostat.io/group": "train"})
 class Model:
@@ -117,11 +117,10 @@ SLACK_S = 10.0
 
 
 def start(folder: Path, after: float) -> Any:
-    """The platform with its applications deployed and its jobs submitted."""
+    """The cluster, with recipes of our own."""
     import shutil
 
     from heliostat import sdk
-    from heliostat.registry import ArtifactMetadata, Lineage, move_alias, publish
 
     project = folder / "project"
     for part in ("serve_apps", "train_jobs"):
@@ -131,15 +130,20 @@ def start(folder: Path, after: float) -> Any:
     definition = project / "waste.yaml"
     definition.write_text(DEFINITION.format(after=after))
     os.environ |= {"HELIOSTAT_HOME": str(folder / "home")}
-    platform = sdk.up(definition, progress=lambda line: print(f"  {line}", file=sys.stderr))
+    return sdk.up(definition, progress=lambda line: print(f"  {line}", file=sys.stderr))
+
+
+def publish_echo(platform: Any) -> None:
+    """The model of both applications."""
+    from heliostat.registry import ArtifactMetadata, Lineage, move_alias, publish
+
     lineage = Lineage(job="bench", code_version="bench", dataset_digest="none")
     about = ArtifactMetadata(framework="none", lineage=lineage, parameters=1, dtype="float32", licence="Apache-2.0")
-    made = publish(platform.store, name="echo", files={"model.bin": b"echo"}, metadata=about)
+    made = publish(platform.store, name="echo", files={"labels.json": b"[]"}, metadata=about)
     move_alias(
         platform.store, name="echo", alias="production", to_version=made.version, expected_version=None, who="bench",
         why="first",
     )  # fmt: skip
-    return platform
 
 
 def notebook(platform: Any, log: Path) -> subprocess.Popen[str]:
@@ -202,6 +206,7 @@ def run(folder: Path, after: float, watch: float) -> int:
     book: subprocess.Popen[str] | None = None
     platform = start(folder, after)
     try:
+        publish_echo(platform)
         for app in ("asked", "unasked"):
             platform.apps.deploy(app)
         jobs = {name: platform.jobs.submit(name) for name in ("steady", "spinning", "stalled")}

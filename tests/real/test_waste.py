@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 NOTEBOOK = """
 import ray, time
-ray.init(log_to_driver=False, _node_ip_address="127.0.0.1", namespace="notebook")
+ray.init(log_to_driver=False, namespace="notebook")
 TRAIN = {"heliostat.io/group": "train"}
 
 @ray.remote(num_cpus=1, label_selector=TRAIN)

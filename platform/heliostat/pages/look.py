@@ -108,8 +108,8 @@ tfoot td,tfoot th{border-top:1px solid var(--soft);border-bottom:0;font-weight:6
 background:var(--idle)}
 .good::before{background:var(--good)}.warn::before{background:var(--warn)}.bad::before{background:var(--bad)}
 .open::before{background:none;border:2px solid var(--idle)}
-.empty{color:var(--soft);border-left:3px solid var(--line);padding:.15rem 0 .15rem 1rem}
-.empty code{color:var(--ink)}
+.empty{color:var(--soft);border-left:3px solid var(--line);padding:.15rem 0 .15rem 1rem;margin-top:.6rem}
+.empty code{color:var(--ink);white-space:nowrap}
 code{font:.92em/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere}
 .bar{display:flex;height:.85rem;min-width:5rem;gap:1px;background:none}
 .bar i{display:block;min-width:2px}

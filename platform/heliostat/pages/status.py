@@ -259,7 +259,7 @@ def _releases(view: StatusView) -> Html:
 def waste_list(findings: Sequence[Finding]) -> Html:
     """What is held and does no useful work; for both pages."""
     if not findings:
-        return empty("Every GPU that is held has done useful work lately.", "heliostat cost idle")
+        return empty("Every GPU that is held has done useful work lately. Look again with", "heliostat cost idle")
     rows = [
         (two_lines(each.name, each.kind.replace("-", " ")), two_lines(_sentence(each.evidence), each.group),
          amount(each.gpu_hours), money(each.usd), _fate(each))

@@ -246,9 +246,9 @@ def test_in_quiet_hours_ten_minutes_are_long_enough() -> None:
     assert phases([found], always, range(0, 30, 5))[-1] == (10, "acted", "stop", False)
 
 
-@given(st.lists(st.floats(0, 5 * HOUR), min_size=1, max_size=12), st.floats(60, 4 * HOUR))
-def test_nothing_that_worked_within_the_window_is_ever_told(idle: list[float], after: float) -> None:
-    given_rules = rules(after=f"{round(after)}s")
+@given(st.lists(st.integers(0, 5 * 3600), min_size=1, max_size=12), st.integers(60, 4 * 3600))
+def test_nothing_that_worked_within_the_window_is_ever_told(idle: list[int], after: int) -> None:
+    given_rules = rules(after=f"{after}s")
     holders = tuple(holder("app", idle=s, name=f"a{i}", target=f"a{i}") for i, s in enumerate(idle))
     found = {one.target for one in judged(Seen(NOW, holders), given_rules)}
     assert found == {f"a{i}" for i, s in enumerate(idle) if s >= given_rules.after.seconds}

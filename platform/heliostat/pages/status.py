@@ -247,7 +247,7 @@ def _lasted(view: StatusView, job: JobView) -> str | None:
 
 def _releases(view: StatusView) -> Html:
     if not view.releases:
-        return empty("No version was released yet. The first goes out with", "heliostat model promote NAME")
+        return empty("No version was released yet. The first goes out with", "heliostat app release NAME")
     rows = [
         (two_lines(move.model, f"@{move.alias}"), "taken away" if move.version is None else f"v{move.version}",
          two_lines(_when(move.at), _ago(view.at, move.at)), two_lines(move.why or "-", f"by {move.who}"))

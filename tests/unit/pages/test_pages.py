@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import click
 import pytest
+import typer
 
+from heliostat.cli.app import app
 from heliostat.meter.facts import CLASSES
 from heliostat.pages.cost import cost_page
 from heliostat.pages.look import DARK, FAMILIES, LIGHT, Palette
@@ -85,6 +88,16 @@ def test_empty_sections_say_what_to_do() -> None:
     text = Reader(PAGES["status-empty"]).text
     for command in ("heliostat app deploy NAME", "heliostat job submit NAME", "heliostat up cluster/laptop.yaml"):
         assert command in text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_that_a_page_names_exist(name: str) -> None:
+    for command in re.findall(r"<code>heliostat ([a-z ]+)", PAGES[name]):
+        found: click.Command = typer.main.get_command(app)
+        for word in command.split():
+            if isinstance(found, click.Group):
+                assert word in found.commands, command
+                found = found.commands[word]
 
 
 def test_the_cost_page_shows_the_report_s_own_figures() -> None:

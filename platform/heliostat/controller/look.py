@@ -16,7 +16,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from heliostat.cluster import embedded
 from heliostat.cluster.autoscaling import LABEL_GROUP
 from heliostat.cluster.nodes import read_nodes
 from heliostat.cluster.snapshot import DashboardReader
@@ -43,19 +42,22 @@ def definition_of(settings: Settings) -> ClusterDefinition | None:
     """Of an embedded cluster; None where it is not known here."""
     if settings.state_dir is None:
         return None
-    record = embedded.read_record(settings.cluster)
-    return None if record is None else load_definition(Path(record.definition_path))
+    # By the settings, not by name: the controller has no HELIOSTAT_HOME.
+    record = settings.state_dir / "cluster.json"
+    if not record.exists():
+        return None
+    return load_definition(Path(json.loads(record.read_text())["definition_path"]))
 
 
 def look(settings: Settings, store: Store, *, at: float, definition: ClusterDefinition | None = None) -> Seen:
     """Raises ClusterNotUp where the dashboard does not answer."""
     get = DashboardReader(settings)
-    actors = [row for row in get.state("actors") if row.get("state") == "ALIVE"]
+    actors = get.state("actors", "state", "ALIVE", predicate="=")
     started = _details(get, actors)
     facts = Facts(
-        nodes=[row for row in get.state("nodes") if row.get("state") == "ALIVE" and not row.get("is_head_node")],
+        nodes=[row for row in get.state("nodes", "state", "ALIVE", predicate="=") if not row.get("is_head_node")],
         actors=[{**row, **started.get(row["actor_id"], {})} for row in actors],
-        tasks=[row for row in get.state("tasks", "state", "FINISHED") if row.get("state") == "RUNNING"],
+        tasks=[row for row in get.state("tasks", "state", "FINISHED") if row.get("state", "").startswith("RUNNING")],
         bundles=[row for row in get.state("placement_groups", "state", "REMOVED") if row.get("state") == "CREATED"],
         jobs=[row for row in get("/api/jobs/") if row.get("submission_id")],
         calls={row["actor_id"]: _calls(get, row["actor_id"]) for row in actors if _gpus(row) and _is_somebodys(row)},

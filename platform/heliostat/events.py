@@ -141,6 +141,16 @@ def read_segment(store: Store, key: str) -> list[Event]:
     return list(_parse(_whole_lines(store.get(key).data)))
 
 
+def read_tail(path: Path, *, limit: int) -> list[Event]:
+    """The last whole events of a spool file, in the order in which they were told, from its last `limit` bytes."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - limit))
+        data = file.read()
+    lines = _whole_lines(data)
+    return list(_parse(lines[1:] if size > limit else lines))
+
+
 def _ship_file(store: Store, path: Path) -> int:
     noted = path.with_suffix(_OFFSET)
     offset, sequence = map(int, noted.read_text().split()) if noted.exists() else (0, 0)

@@ -14,8 +14,8 @@ import html
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from types import EllipsisType
@@ -72,7 +72,11 @@ from heliostat.train.job import TrainedModel, trained_model
 from heliostat.train.submit import JobRow, SubmittedJob
 
 if TYPE_CHECKING:
+    from heliostat.definition import WasteRules
+    from heliostat.meter.advise import Advice
     from heliostat.meter.report import Report
+    from heliostat.meter.waste import Finding as Waste
+    from heliostat.meter.waste import Told
 
 Progress = Callable[[str], None]
 KEEP = Retention()
@@ -88,6 +92,17 @@ class PlatformStatus:
     processes: int
     nodes: tuple[NodeRecord, ...]  # living worker nodes
     apps: tuple[AppStatus, ...]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """GPUs that are held and do no useful work."""
+
+    rules: WasteRules
+    findings: tuple[Waste, ...]  # the dearest first
+    told: Mapping[str, Told]  # by a finding's id: how far the controller has gone with it
+    gpu_hours: float
+    usd: float | None  # of those that have a price
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,69 @@ class Platform:
         ledger.update(self.store, now=time.time(), progress=progress)
         rows = ledger.read(self.store, since=since, until=until, columns=columns_of(by))
         return report(rows, by=by, prices=from_catalogue(places(rows)) if given is None else given)
+
+    def idle(self, *, after: str | None = None) -> Idle:
+        """What is held now and does no useful work, by the definition's rules, or after another time without it."""
+        from heliostat.controller.waste import judge, read_state, total
+        from heliostat.units import Duration
+
+        rules = self.definition.waste
+        rules = rules if after is None else rules.model_copy(update={"after": Duration.parse(after)})
+        state = read_state(self.store)
+        findings, _ = judge(self.settings, self.store, self.definition, rules, state)
+        return Idle(rules, findings, state.told, *total(findings))
+
+    def advice(self, *, days: int = 30, progress: Progress = lambda _: None) -> Sequence[Advice]:
+        """What the measured use of the last days says about how the groups are set up, the dearest first."""
+        from heliostat.meter import advise, ledger
+        from heliostat.plan.catalogue import load as load_catalogue
+
+        since = datetime.now(UTC) - timedelta(days=days)
+        ledger.update(self.store, now=time.time(), progress=progress)
+        columns = ("hour", "group", "market", "instance", "use", "gpu_seconds")
+        rows = ledger.read(self.store, since=since.date(), columns=columns)
+        if not rows.num_rows:
+            return ()
+        first, last = min(rows["hour"].unique().to_pylist()), max(rows["hour"].unique().to_pylist())
+        # The devices' of one day: the events of all days would be read for no more.
+        samples = advise.devices(read_events(self.store, since=datetime.now(UTC) - timedelta(days=1)))
+        measured = advise.measure(rows, samples, hours=last - first + 1)
+        serving = frozenset(name for name, group in self.definition.groups.items() if group.role == "serving")
+        instances = {name: group.instance or "" for name, group in self.definition.groups.items()}
+        named = [replace(one, instance=one.instance or instances.get(one.group, "")) for one in measured]
+        return advise.advise(named, load_catalogue(), serving=serving)
+
+    def status_page(self, *, progress: Progress = lambda _: None) -> str:
+        """What runs now, as one HTML document without scripts. A part that cannot be read is left empty, and told."""
+        from heliostat.pages import status_page
+        from heliostat.pages.gather import gather
+
+        state = embedded.status(self.settings.cluster)
+        up = state.record.phase == "up" and state.head_alive
+        return status_page(gather(self.settings, self.store, self.definition, up=up, say=progress))
+
+    def cost_page(
+        self,
+        by: Sequence[str] = ("group", "market"),
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        prices: Path | None = None,
+        progress: Progress = lambda _: None,
+    ) -> str:
+        """The cost report as one HTML document without scripts; arguments as of `cost_report`."""
+        from heliostat.controller.waste import read_state
+        from heliostat.pages import cost_page
+
+        made, days = (
+            self.cost_report(each, since=since, until=until, prices=prices, progress=progress)
+            for each in (by, ("day",))
+        )
+        waste = read_state(self.store).findings
+        advice = self.advice(progress=progress)
+        return cost_page(
+            made, days, cluster=self.settings.cluster, since=since, until=until, waste=waste, advice=advice
+        )
 
     def down(self) -> int:
         """End every process of this cluster. Returns how many there were."""

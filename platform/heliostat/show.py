@@ -58,6 +58,19 @@ def print_progress(message: str) -> None:
     print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def write_page(path: Path, page: str) -> None:
+    """Raises UsageError where the file cannot be written."""
+    from heliostat.errors import UsageError
+
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"the page cannot be written: {error.strerror}", where=str(path), do="name a file in a folder that exists"
+        ) from error
+    print_progress(f"written to {path}; open it in a browser")
+
+
 def print_error(error: HeliostatError) -> None:
     print(f"error: {error.what}", file=sys.stderr)  # noqa: T201
     if error.where:

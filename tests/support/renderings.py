@@ -25,6 +25,7 @@ _PORTS = {
     "hold": 20003,
     "proxy": 20004,
     "proxy_grpc": 20005,
+    "controller_metrics": 20006,
 }
 
 
@@ -59,6 +60,7 @@ def on_a_laptop(definition: ClusterDefinition) -> dict[str, Any]:
             ports=_PORTS,
             cuda_devices=0,
             tags=definition.tags,
+            waste=definition.waste,
         ),
         "Serve's configuration": serve_config(
             [

@@ -20,8 +20,12 @@ from heliostat.cli.options import Cluster, Json
 from heliostat.cli.plan import plan
 from heliostat.cli.serving import apps
 from heliostat.cli.simulate import simulate
+from heliostat.cli.waste import cost_advise, cost_idle
 from heliostat.cli.why import why
-from heliostat.show import print_json, print_progress, print_table
+from heliostat.show import print_json, print_progress, print_table, write_page
+
+cost.command("idle")(cost_idle)
+cost.command("advise")(cost_advise)
 
 app = typer.Typer(
     help="One Ray cluster as a GPU platform: training on spot, serving on demand.",
@@ -97,11 +101,21 @@ app.command()(on_kubernetes.apply)
 
 
 @app.command()
-def status(cluster: Cluster = None, json: Json = False) -> None:
+def status(
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page to read in a browser instead.", dir_okay=False)
+    ] = None,
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
     """What runs: nodes, applications, processes, addresses."""
     from heliostat.sdk import Platform
 
-    state = Platform.connect(cluster).status()
+    platform = Platform.connect(cluster)
+    if html is not None:
+        write_page(html, platform.status_page(progress=print_progress))
+        return
+    state = platform.status()
     if json:
         print_json(state)
         return

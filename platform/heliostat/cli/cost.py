@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from heliostat.cli.options import Cluster, Json
-from heliostat.show import print_json, print_progress, print_table
+from heliostat.show import print_json, print_progress, print_table, write_page
 
 if TYPE_CHECKING:
     from heliostat.meter.report import Line, Report
@@ -33,6 +33,9 @@ def cost_report(
         Path | None, typer.Option(help="A CSV file of prices by hour; the catalogue's if not given.")
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page to read in a browser instead.", dir_okay=False)
+    ] = None,
     cluster: Cluster = None,
     json: Json = False,
 ) -> None:
@@ -41,10 +44,18 @@ def cost_report(
     from heliostat.meter.report import to_csv, to_json
     from heliostat.sdk import Platform
 
-    if csv and json:
-        raise UsageError("--csv and --json exclude one another", do="give one of them")
+    if csv + json + (html is not None) > 1:
+        raise UsageError("--csv, --json and --html exclude one another", do="give one of them")
+    dimensions = [name.strip() for name in by.split(",")]
+    if html is not None:
+        page = Platform.connect(cluster).cost_page(
+            dimensions, since=since and since.date(), until=until and until.date(), prices=prices,
+            progress=print_progress,
+        )  # fmt: skip
+        write_page(html, page)
+        return
     made = Platform.connect(cluster).cost_report(
-        [name.strip() for name in by.split(",")],
+        dimensions,
         since=since and since.date(),
         until=until and until.date(),
         prices=prices,

@@ -166,6 +166,7 @@ def _choose_ports(definition: ClusterDefinition) -> dict[str, int]:
         "hold",
         "proxy",
         "proxy_grpc",
+        "controller_metrics",
     ):
         chosen[inner] = port_choice.choose("auto", preferred=None, field=inner, taken=taken)
     chosen["serve_http_min"] = _free_block(1000)
@@ -225,6 +226,7 @@ def _environment(definition: ClusterDefinition, record: ClusterRecord, folder: P
         ports=record.ports,
         cuda_devices=_cuda_devices(),
         tags=definition.tags,
+        waste=definition.waste,
     )
 
 

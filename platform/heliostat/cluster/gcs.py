@@ -33,6 +33,11 @@ def drain(settings: Settings, ray_node_id: str, *, deadline: float) -> None:
     _ask(settings, "drain", ray_node_id, str(int(deadline * 1000)))
 
 
+def kill_actor(settings: Settings, actor_id: str) -> None:
+    """End an actor for good; an actor that has ended already is no error. Raises ClusterError."""
+    _ask(settings, "kill", actor_id)
+
+
 def _ask(settings: Settings, *question: str) -> Any:  # Any: JSON
     env = dict(os.environ)
     if settings.token_path is not None:
@@ -54,6 +59,10 @@ def main(address: str, what: str, *arguments: str) -> int:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module
     from ray.core.generated import autoscaler_pb2
 
+    if what == "kill":
+        _kill(address, *arguments)
+        print("null")  # noqa: T201  # the answer
+        return 0
     client = GcsClient(address=address)
     if what == "drain":
         node, deadline_ms = arguments
@@ -65,6 +74,16 @@ def main(address: str, what: str, *arguments: str) -> int:
     reply.ParseFromString(client.get_cluster_status())
     print(json.dumps(MessageToDict(reply)))  # noqa: T201  # the answer
     return 0
+
+
+def _kill(address: str, actor_id: str) -> None:
+    """Over the service itself: GcsClient has no such call. The channel carries Ray's token."""
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    stub = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(create_gcs_channel(address))
+    request = gcs_service_pb2.KillActorViaGcsRequest(actor_id=bytes.fromhex(actor_id), force_kill=True, no_restart=True)
+    stub.KillActorViaGcs(request, timeout=LIMIT_S / 2)
 
 
 if __name__ == "__main__":

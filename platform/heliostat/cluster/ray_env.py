@@ -11,9 +11,13 @@ from pathlib import Path
 
 from heliostat.cluster.haproxy import BUFFER_BYTES
 from heliostat.cluster.processes import CLUSTER_ID
-from heliostat.definition import Tags
+from heliostat.definition import Tags, WasteRules
 
 LOOPBACK_ONLY = "HELIOSTAT_LOOPBACK_ONLY"
+WASTE = "HELIOSTAT_WASTE"
+"""The rules about waste as JSON, for the controller."""
+METRICS_PORT = "HELIOSTAT_METRICS_PORT"
+"""Where the controller tells Prometheus what only it knows."""
 
 
 def head_environment(
@@ -27,11 +31,12 @@ def head_environment(
     ports: dict[str, int],
     cuda_devices: int,
     tags: Tags,
+    waste: WasteRules,
 ) -> dict[str, str]:
     """`base` with what the head needs; worker nodes, replicas and jobs inherit it.
 
-    `ports` has serve_http_min (1,000 from there on for replicas), haproxy_metrics, haproxy_stats, hold, proxy and
-    proxy_grpc.
+    `ports` has serve_http_min (1,000 from there on for replicas), haproxy_metrics, haproxy_stats, hold, proxy,
+    proxy_grpc and controller_metrics.
     """
     kept = {key: value for key, value in base.items() if not key.startswith(("RAY_", "HELIOSTAT_"))}
     # HAProxy takes socket paths of 97 bytes at most, and Ray puts a node id of 56 into them.
@@ -46,6 +51,8 @@ def head_environment(
         # Read by heliostat.train.job: whose every event of a training is.
         "HELIOSTAT_TEAM": tags.team,
         "HELIOSTAT_PROJECT": tags.project,
+        WASTE: waste.model_dump_json(),
+        METRICS_PORT: str(ports.get("controller_metrics", 0)),
         "PYTHONUNBUFFERED": "1",
         # So that a job's `python` is this one, whichever way `heliostat` was called.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', '')}",

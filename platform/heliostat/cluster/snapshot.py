@@ -391,7 +391,7 @@ def _seconds(milliseconds: Any) -> float | None:  # Any: a number, or text that 
 
 
 def _read_ray(settings: Settings) -> RayState:
-    get = _Getter(settings)
+    get = DashboardReader(settings)
     return RayState(
         jobs=get("/api/jobs/"),
         tasks=get.state("tasks", "state", "FINISHED"),
@@ -402,7 +402,7 @@ def _read_ray(settings: Settings) -> RayState:
     )
 
 
-class _Getter:
+class DashboardReader:
     """GET on the dashboard, with the cluster's token."""
 
     def __init__(self, settings: Settings) -> None:
@@ -422,10 +422,12 @@ class _Getter:
             ) from error
         return answer.json()
 
-    def state(self, what: str, key: str | None = None, excluded: str | None = None) -> list[Row]:
-        """Rows of Ray's state API, without those whose `key` is `excluded`."""
-        without = {"filter_keys": key, "filter_predicates": "!=", "filter_values": excluded} if key else {}
-        answer = self(f"/api/v0/{what}", detail=1, limit=LIMIT, **without)
+    def state(
+        self, what: str, key: str | None = None, value: str | None = None, *, predicate: str = "!=", limit: int = LIMIT
+    ) -> list[Row]:
+        """Rows of Ray's state API, without those whose `key` is `value`; or with predicate "=", those alone."""
+        picked = {"filter_keys": key, "filter_predicates": predicate, "filter_values": value} if key else {}
+        answer = self(f"/api/v0/{what}", detail=1, limit=limit, **picked)
         result = answer["data"]["result"]
         rows = result["result"] if isinstance(result, Mapping) else result
         return list(rows)

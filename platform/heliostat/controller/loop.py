@@ -11,7 +11,9 @@ from functools import partial
 
 from heliostat.controller.duty import Duty, World
 from heliostat.controller.lease import take_lease
+from heliostat.controller.metrics import Metrics
 from heliostat.controller.serving import Serving
+from heliostat.controller.waste import Waste
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool, ship_spool
 from heliostat.serve.client import ServeClient
@@ -25,7 +27,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving()]
+    return [Serving(), Waste(), Metrics()]
 
 
 class Controller:

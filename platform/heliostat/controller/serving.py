@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from heliostat.controller.duty import World
+from heliostat.controller.waste import read_resting
 from heliostat.serve.config import serve_config
 from heliostat.serve.desired import DesiredApp, read_desired
 from heliostat.serve.reports import ReplicaReport, read_reports
 from heliostat.settings import Settings
+from heliostat.units import Duration
 
 log = logging.getLogger(__name__)
+
+REST_TIMEOUT = Duration.parse("2s")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,17 @@ def _idle_s(app: AppState, now: float) -> float:
     return now - max((report.last_request_at for report in app.reports), default=float("-inf"))
 
 
+def laid_to_rest(app: AppState, at: float | None) -> AppState:
+    """The application as if its idle timeout were over, where it was sent to zero `at` and has answered nothing since.
+
+    Only while it has replicas: the next one starts for a request, and keeps the application's own timeout.
+    """
+    if at is None or not app.reports or max(report.last_request_at for report in app.reports) > at:
+        return app
+    spec = app.desired.spec.model_copy(update={"idle_timeout": REST_TIMEOUT})
+    return replace(app, desired=app.desired.model_copy(update={"spec": spec}))
+
+
 class Serving:
     """Serve's goal state has one writer: this."""
 
@@ -51,7 +66,11 @@ class Serving:
         self._applied = None  # another one may change what Serve has
 
     def act(self, world: World, now: float) -> None:
-        apps = [AppState(app, tuple(read_reports(world.store, app.name))) for app in read_desired(world.store)]
+        resting = read_resting(world.store)
+        apps = [
+            laid_to_rest(AppState(app, tuple(read_reports(world.store, app.name))), resting.get(app.name))
+            for app in read_desired(world.store)
+        ]
         awake = awake_apps(apps, now)
         self._tell(world, awake, {app.desired.name for app in apps})
         self._apply(world, [app.desired for app in apps], awake)

@@ -17,6 +17,7 @@ from heliostat.definition.model import (
     Tags,
     Taint,
     Volume,
+    WasteRules,
     WorkerGroup,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "StoreSpec",
     "GateRules",
     "Tags",
+    "WasteRules",
     "Fabric",
     "Taint",
     "Volume",

@@ -5,11 +5,13 @@ Types are strict: "4" is not a number. So the JSON Schema made from them refuses
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from heliostat.definition.accelerators import ACCELERATORS, UNNAMED, Accelerator, check_accelerator
+from heliostat.errors import UsageError
 from heliostat.names import check_name
 from heliostat.units import Bytes, CountRange, Duration
 
@@ -28,6 +30,26 @@ ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$
 Selector = dict[Annotated[str, Field(pattern=LABEL_KEY)], Annotated[str, Field(pattern=LABEL_VALUE)]]
 Zone = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 InstanceType = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+_DAYS = "(Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9]"
+QUIET_HOURS = rf"^{_DAYS}(-{_DAYS})?( {_CLOCK}-{_CLOCK})?$"
+EXEMPT = r"^((team|project):)?[A-Za-z0-9][A-Za-z0-9._-]{0,120}$"
+
+
+def check_day(text: str) -> str:
+    """`text` if it is a day of the calendar, written 2026-12-31. Raises UsageError."""
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no day", do="write it as 2026-12-31") from None
+    return text
+
+
+Day = Annotated[
+    str,
+    Field(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$"),
+    AfterValidator(check_day),
+]
 Port = Annotated[int, Field(ge=1024, le=65535)] | Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 PlatformName = Literal["eks-karpenter", "eks", "gke", "aks", "on-premises"]
@@ -243,6 +265,23 @@ class Budgets(Part):
     """An alert at 80 % and at 100 % of it, over the last 30 days."""
 
 
+class WasteRules(Part):
+    """What is done about GPUs that are held and do no useful work."""
+
+    after: Duration = Duration.parse("1h")
+    """Without a request answered, a step reported or a call made for this long, what is held is waste."""
+    act: Literal["tell", "scale-to-zero", "stop"] = "tell"
+    """scale-to-zero: idle applications too go to zero. stop: jobs and actors are ended as well, after a warning."""
+    warn: Duration = Duration.parse("30m")
+    """Between the warning and the stop."""
+    dry_run: bool = True
+    """Only say what would be done."""
+    quiet: tuple[Annotated[str, Field(pattern=QUIET_HOURS)], ...] = Field(default=(), strict=False)
+    """Nights and weekends in UTC, such as "Mon-Fri 20:00-06:00" and "Sat-Sun": then ten minutes are long enough."""
+    exempt: dict[Annotated[str, Field(pattern=EXEMPT)], Day] = Field(default_factory=dict)
+    """What is left alone, until the end of a day: a job, application, actor or group, team:NAME or project:NAME."""
+
+
 class Auth(Part):
     token_secret: ObjectName | None = None
     """Secret whose key auth_token is Ray's token. The operator makes one for the cluster, if none is given."""
@@ -310,6 +349,7 @@ class ClusterDefinition(Part):
     jobs: dict[Name, JobSpec] = Field(default_factory=dict)
     tags: Tags
     budgets: Budgets = Budgets()
+    waste: WasteRules = WasteRules()
     auth: Auth = Auth()
     network: Network = Network()
     observability: Observability = Observability()

@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from heliostat.commit import commit
@@ -37,6 +38,7 @@ from heliostat.settings import Settings
 from heliostat.store import Store
 from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, at, complete, patiently
 from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
+from heliostat.train.stall import StallWatch
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +113,7 @@ class TrainContext:
         self._first_at: float | None = None
         self._emit_worker("worker_started", began_at=time.time() if began_at is None else began_at)
         self._newest = _Ahead(self._store, spec.run, self._trouble)
+        self._stall = StallWatch(partial(self._emit_worker, "no_progress", world=seat.world_size))
 
     def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **extras: Stateful) -> int:
         """Load the run's newest complete checkpoint; returns the number of steps already done (0: fresh).
@@ -132,6 +135,7 @@ class TrainContext:
     def step_done(self, step: int, total: int, *, loss: float, tokens: int = 0) -> None:
         """To be called by every rank after each optimizer step. `step` counts completed steps, from 1."""
         self._measure_pace()
+        self._stall.step_done(step, self._pace_s)
         self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens, world=self.world_size)
         now = time.time()
         self._first_at = self._first_at or now
@@ -158,6 +162,7 @@ class TrainContext:
 
     def finish(self, *, files: Mapping[str, bytes], metrics: Mapping[str, float], lineage: Mapping[str, Any]) -> None:
         """Put what the training made into the store, whole or not at all, as `runs/<run>/output`. Rank 0 only acts."""
+        self._stall.end()
         self._writer.wait()
         if self.rank == 0:
             about = {"run": self.spec.run, "metrics": dict(metrics), "lineage": dict(lineage)}

@@ -276,7 +276,7 @@ class Gang:
         try:
             ports = ray.get(
                 [
-                    place.actor.prepare.remote(seat, self._order)
+                    place.actor.prepare.remote(seat, self._order, self._spec.run)
                     for place, seat in zip(attempt.places, seats, strict=True)
                 ],
                 timeout=PREPARE_LIMIT_S,

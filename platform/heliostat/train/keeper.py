@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.train import warm
+from heliostat.train.metrics import TrainMetrics
 from heliostat.train.seat import MAIN, About, Ended, Seat
 from heliostat.train.warm import Channel, ChannelClosed, TrainingProcess
 
@@ -38,6 +39,8 @@ class Keeper:
         self._process: TrainingProcess | None = None
         self._attempt = ""
         self._progress: dict[str, float] = {}
+        self._metrics: TrainMetrics | None = None
+        self._tells = False
         self._lock = threading.Lock()
         warm.ensure(self._about.node_id, belongs_to=os.getppid())
         threading.Thread(target=self._hold_lines, daemon=True, name="lines").start()
@@ -45,7 +48,7 @@ class Keeper:
     def about(self) -> About:
         return self._about
 
-    def prepare(self, seat: Seat, order: bytes) -> int:
+    def prepare(self, seat: Seat, order: bytes, run: str = "") -> int:
         """Start a training process; returns the port at which rank 0 waits for the others (0 for other ranks).
 
         Ends the process before, if there is one.
@@ -58,6 +61,9 @@ class Keeper:
         process = warm.start(self._about.node_id, warm.Start(MAIN, env, str(Path.cwd()), list(sys.path)), order)
         with self._lock:
             self._process, self._attempt, self._progress = process, seat.attempt, {}
+        self._tells = bool(run) and seat.rank == 0
+        if self._tells and self._metrics is None:
+            self._metrics = TrainMetrics(run)
         with contextlib.suppress(ChannelClosed):
             process.channel.send(asdict(seat))
             if seat.rank == 0 and seat.world_size > 1:
@@ -114,6 +120,8 @@ class Keeper:
             if message is not None:
                 heard = time.monotonic()
                 self._progress = message.get("progress", self._progress)
+                if "progress" in message and self._tells and self._metrics is not None:
+                    self._metrics.tell(self._progress)
                 if "ended" in message:
                     return Ended(message["ended"], message["text"], self._progress)
             elif time.monotonic() - heard > FROZEN_S:

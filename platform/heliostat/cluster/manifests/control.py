@@ -9,6 +9,7 @@ from heliostat.cluster.manifests.meta import (
     DASHBOARD_PORT,
     GCS_PORT,
     LABEL_CLUSTER,
+    METRICS_PORT,
     SERVE_PORT,
     SETTINGS_DIR,
     TOKEN_DIR,
@@ -29,6 +30,8 @@ from heliostat.cluster.manifests.pods import (
     store_environment,
     token_secret,
 )
+from heliostat.cluster.ray_env import METRICS_PORT as METRICS
+from heliostat.cluster.ray_env import WASTE
 from heliostat.definition import ClusterDefinition
 
 
@@ -66,14 +69,18 @@ def _pod(definition: ClusterDefinition) -> Manifest:
     spec = definition.controller
     amounts = {"cpu": f"{spec.cpus:g}", "memory": quantity(spec.memory)}
     secret = definition.ray.pull_secret
+    watched = definition.observability.metrics
     container = {
         "name": "controller",
         "image": definition.ray.image,
         "command": ["python", "-m", "heliostat.controller"],
         "env": [
             {"name": "HELIOSTAT_SETTINGS", "value": f"{SETTINGS_DIR}/settings.json"},
+            {"name": WASTE, "value": definition.waste.model_dump_json()},
+            *([{"name": METRICS, "value": str(METRICS_PORT)}] if watched else []),
             *store_environment(definition),
         ],
+        **present(ports=[{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}] if watched else None),
         "resources": {"limits": amounts, "requests": amounts},
         "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [

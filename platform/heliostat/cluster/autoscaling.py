@@ -78,6 +78,7 @@ def autoscaling_config(
             "temp_dir": str(temp_dir),
             "gcs_address": gcs_address,
             "cuda_devices": cuda_devices,
+            "max_gpus": definition.budgets.max_gpus,
             "groups": {name: {"role": group.role, "market": group.market} for name, group in groups.items()},
         },
         "available_node_types": node_types,

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from functools import partial
 
 from heliostat.controller.duty import Duty, World
+from heliostat.controller.fallback import Fallback
 from heliostat.controller.lease import take_lease
+from heliostat.controller.queue import Queue
 from heliostat.controller.serving import Serving
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool, ship_spool
@@ -25,7 +27,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving()]
+    return [Serving(), Queue(), Fallback()]
 
 
 class Controller:

@@ -91,6 +91,10 @@ class Fabric(Part):
     """Per node."""
     resource: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Extended resource of one interface; vpc.amazonaws.com/efa or rdma/rdma_shared_device_a, if none is given."""
+    gbytes_per_s: float | None = Field(default=None, gt=0, le=10_000)
+    """GB/s that two nodes should reach with each other; reckoned from kind and interfaces, if none is given."""
+    check: Literal["refuse", "warn", "off"] = "warn"
+    """Before training, pairs of nodes are measured; far below what they should reach, it refuses or warns."""
 
 
 class Volume(Part):
@@ -137,7 +141,7 @@ class WorkerGroup(Part):
     """compact: all nodes close together, for collectives. spread: over zones, for serving."""
     fabric: Fabric | None = None
     fallback: str | None = None
-    """The on-demand group that takes over a spot serving group's work; required there."""
+    """The on-demand group that takes over a spot group's work; required for serving."""
     priority: int = Field(default=0, ge=-1000, le=1000)
     """Of several groups that suit, the autoscaler starts nodes of the highest."""
     reservation: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")
@@ -205,6 +209,14 @@ class JobSpec(Part):
     """A training group."""
     publishes: Name
     """The model that its runs become versions of."""
+    nodes: int = Field(default=1, ge=1, le=10_000)
+    """Nodes that it needs at once: the queue starts it when it can have all of them."""
+    team: Name | None = None
+    """Whose share of the GPUs it uses; the cluster's own team, if none is given."""
+    priority: int = Field(default=0, ge=-1000, le=1000)
+    """Of one team's waiting jobs, the highest goes first."""
+    falls_back: bool = False
+    """While the spot market has no node for it, train on the group's fallback; it returns at a checkpoint."""
     cluster: Literal["shared", "own"] = "shared"
     """As a RayJob: on the running cluster, or on one of its own that ends with it."""
     queue: ObjectName | None = None
@@ -241,6 +253,15 @@ class Budgets(Part):
     """The namespace never holds more accelerators than this: a quota."""
     gpu_hours_per_month: int | None = Field(default=None, ge=1)
     """An alert at 80 % and at 100 % of it, over the last 30 days."""
+
+
+class Sharing(Part):
+    """How the queue of jobs divides GPUs between teams."""
+
+    shares: dict[Name, Annotated[float, Field(gt=0, le=1_000_000)]] = Field(default_factory=dict)
+    """Weights by team; a team without one has 1."""
+    patience: Duration = Duration.parse("5m")
+    """A job that waits for longer has free nodes kept for it, and may ask jobs of teams above their share to leave."""
 
 
 class Auth(Part):
@@ -310,6 +331,7 @@ class ClusterDefinition(Part):
     jobs: dict[Name, JobSpec] = Field(default_factory=dict)
     tags: Tags
     budgets: Budgets = Budgets()
+    sharing: Sharing = Sharing()
     auth: Auth = Auth()
     network: Network = Network()
     observability: Observability = Observability()
@@ -321,3 +343,10 @@ class ClusterDefinition(Part):
         """The groups that the application's replicas may run on: its own, then that one's fallback."""
         fallback = self.groups[app.group].fallback
         return (app.group, fallback) if fallback else (app.group,)
+
+    def fallback_of(self, job: JobSpec) -> str | None:
+        """The group that the job may go to while its own has no nodes to be had."""
+        return self.groups[job.group].fallback if job.falls_back else None
+
+    def team_of(self, job: JobSpec) -> str:
+        return job.team or self.tags.team

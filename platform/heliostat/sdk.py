@@ -14,7 +14,7 @@ import html
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,7 @@ from heliostat.train.submit import JobRow, SubmittedJob
 
 if TYPE_CHECKING:
     from heliostat.meter.report import Report
+    from heliostat.plan.why import Snapshot
 
 Progress = Callable[[str], None]
 KEEP = Retention()
@@ -177,6 +178,17 @@ class Platform:
             raise ClusterNotUp("only an embedded cluster's market can be limited", do="heliostat up FILE")
         set_capacity(self.settings.state_dir, group, nodes)
 
+    def snapshot(self) -> Snapshot:
+        """The cluster at this moment, as heliostat.plan.why judges it; the jobs in the queue too."""
+        from heliostat.cluster.snapshot import take_snapshot
+        from heliostat.plan.why import Work
+
+        found = take_snapshot(self.settings, self.definition)
+        known = {work.name for work in found.works}
+        queued = [row for row in job_queue.queue_rows(self.store) if row.job_id not in known]
+        works = tuple(Work(row.job_id, "job", "pending", queued=row.why) for row in queued)
+        return replace(found, works=found.works + works)
+
     def events(self) -> list[Event]:
         return read_events(self.store)
 
@@ -226,11 +238,8 @@ class Jobs:
         _known(definition.jobs, name, "job")
         package = desired.package(self._platform.settings)
         job = job_queue.wanted(definition, name, arguments=arguments, run=run, package=package, now=time.time())
-        running = [row for row in self.list() if row.run == job.run and row.status not in jobs_api.FINISHED]
-        if running:
-            word = "in the queue" if running[0].status == job_queue.QUEUED else "running"
-            raise JobError(f"run {job.run!r} is {word} already as job {running[0].job_id}", do="heliostat job list")
-        return job_queue.enqueue(self._platform.store, job)
+        living = {row.job_id: row.run for row in self.list() if row.status not in jobs_api.FINISHED}
+        return job_queue.enqueue(self._platform.store, job, living=living)
 
     def list(self) -> list[JobRow]:
         """Those that Ray knows, oldest first, then those in the queue."""

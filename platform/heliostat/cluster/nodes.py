@@ -31,6 +31,8 @@ class NodeRecord:
     ray_node_id: str | None = None  # hex, known once the raylet has registered
     ended_at: float | None = None
     reason: str | None = None
+    devices: tuple[int, ...] = ()
+    """Of this machine's CUDA devices, those that are its own; () where GPUs are logical."""
 
 
 def read_nodes(state_dir: Path) -> list[NodeRecord]:

@@ -154,6 +154,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             cpus=float(resources.get("CPU", 0)),
             pid=process.pid,
             started_at=time.time(),
+            devices=tuple(devices),
         )
         write_node(self._state_dir, record)
         emit_node_event(self._spool, "node_started", record)

@@ -118,7 +118,7 @@ def _node(
         started_at=record.started_at,
         free=free.get(ray_id, {}),
         labels=labels,
-        draining=record.reason == "reclaimed",
+        draining=record.reason is not None,
         held=held.get(ray_id, {}),
     )
 

@@ -12,8 +12,10 @@ from functools import partial
 from heliostat.controller.duty import Duty, World
 from heliostat.controller.fallback import Fallback
 from heliostat.controller.lease import take_lease
+from heliostat.controller.peaks import Peaks
 from heliostat.controller.queue import Queue
 from heliostat.controller.serving import Serving
+from heliostat.controller.sick import Sick
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool, ship_spool
 from heliostat.serve.client import ServeClient
@@ -27,7 +29,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving(), Queue(), Fallback()]
+    return [Serving(), Queue(), Fallback(), Peaks(), Sick()]
 
 
 class Controller:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heliostat.cluster.embedded import definition_of
+from heliostat.controller.dashboard import ask
 from heliostat.controller.duty import World
 from heliostat.definition import ClusterDefinition
-from heliostat.errors import ClusterError, ClusterNotUp
 from heliostat.plan.share import Decision, Policy, Request, Running, charge, decide
 from heliostat.settings import Settings
 from heliostat.train import bounds, queue
@@ -192,23 +192,8 @@ def _plain(why: str) -> str:
 
 
 def _ray_jobs(settings: Settings) -> list[dict[str, Any]]:  # Any: JSON
-    answer = _ask(settings, "GET", "/api/jobs/")
-    return list(answer)
+    return list(ask(settings, "GET", "/api/jobs/"))
 
 
 def _hand_over(settings: Settings, job: QueuedJob) -> None:
-    _ask(settings, "POST", "/api/jobs/", {**job.request, "submission_id": job.job_id})
-
-
-def _ask(settings: Settings, verb: str, path: str, body: Any = None) -> Any:  # Any: JSON
-    import httpx
-
-    token = settings.token_path.read_text().strip() if settings.token_path else ""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        answer = httpx.request(verb, settings.dashboard_url + path, json=body, headers=headers, timeout=30)
-    except httpx.HTTPError as error:
-        raise ClusterNotUp(f"the Jobs API does not answer: {error}", where=settings.dashboard_url) from error
-    if answer.status_code >= 400:
-        raise ClusterError(f"the Jobs API refused: {answer.text[:300]}", where=settings.dashboard_url + path)
-    return answer.json()
+    ask(settings, "POST", "/api/jobs/", {**job.request, "submission_id": job.job_id})

@@ -36,6 +36,7 @@ from heliostat.inference.device import pick_device
 from heliostat.settings import Settings
 from heliostat.store import Store
 from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, at, complete, patiently
+from heliostat.train.pace import OwnWork
 from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class TrainContext:
         self._pace_s = 0.0  # of a step, smoothed
         self._last_step_at: float | None = None
         self._stall_s = 0.0
+        self._own = OwnWork()
         self._from_step = 0
         self._first_at: float | None = None
         self._emit_worker("worker_started", began_at=time.time() if began_at is None else began_at)
@@ -119,6 +121,7 @@ class TrainContext:
         between this call and the first step that an uninterrupted run would not have drawn there.
         """
         self._model, self._optimizer, self._extras = model, optimizer, dict(extras)
+        self._own.watch(model)
         begun = time.time()
         candidates = self._newest.first_then_others()
         while (found := self._same_for_all(candidates)) is not None:
@@ -132,6 +135,7 @@ class TrainContext:
     def step_done(self, step: int, total: int, *, loss: float, tokens: int = 0) -> None:
         """To be called by every rank after each optimizer step. `step` counts completed steps, from 1."""
         self._measure_pace()
+        self._own.end()
         self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens, world=self.world_size)
         now = time.time()
         self._first_at = self._first_at or now
@@ -143,6 +147,7 @@ class TrainContext:
             from_step=self._from_step,
             first_at=self._first_at,
             last_at=now,
+            own_s=self._own.step_s,
         )
         word = self._agree(max(self._wishes.wish(), SAVE if self._is_due(step, total) else GO_ON))
         if word == LEAVE:
@@ -155,6 +160,7 @@ class TrainContext:
         if word == SAVE and step < total:
             self._save(step)
         self._hold_to_interval(step, total)
+        self._own.begin()
 
     def finish(self, *, files: Mapping[str, bytes], metrics: Mapping[str, float], lineage: Mapping[str, Any]) -> None:
         """Put what the training made into the store, whole or not at all, as `runs/<run>/output`. Rank 0 only acts."""

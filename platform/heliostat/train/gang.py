@@ -44,6 +44,7 @@ MARGIN_S = 5.0
 LOOK_S = 0.3
 TELL_S = 10.0
 ANSWER_S = 1.0
+PACE_S = 3.0
 PREPARE_LIMIT_S = 90.0
 
 Outcome = Literal["done", "left", "lost", "failed"]
@@ -99,6 +100,8 @@ class _Attempt:
     seen: dict[str, float] = field(default_factory=dict)  # the last progress that was heard of
     asked: Any = None  # Any: Ray's reference to a progress
     told_at: float = 0.0
+    paces: dict[Any, _Place] = field(default_factory=dict)  # Any: Ray's reference to a progress
+    paces_at: float = 0.0
     saved: bool = False  # whether a notice has made it save at once
 
 
@@ -434,7 +437,25 @@ class Gang:
                 )
             if step and not attempt.leaving:
                 self._warm_up_others()
+                self._ask_paces(attempt)
         attempt.asked = attempt.places[0].actor.progress.remote()
+
+    def _ask_paces(self, attempt: _Attempt) -> None:
+        """What a step's own work takes on each node, for whoever looks for slow ones."""
+        import ray
+
+        if len(attempt.places) < 2:
+            return
+        if attempt.paces:
+            ready, waiting = ray.wait(list(attempt.paces), num_returns=len(attempt.paces), timeout=0)
+            if waiting and time.monotonic() - attempt.paces_at < ANSWER_S * 10:
+                return
+            told = {_node(attempt.paces[ref]): _pace(ref) for ref in ready}
+            self._reins.paced({node: took for node, took in told.items() if took})
+            attempt.paces = {}
+        if time.monotonic() - attempt.paces_at > PACE_S:
+            attempt.paces_at = time.monotonic()
+            attempt.paces = {place.actor.progress.remote(): place for place in attempt.places}
 
     def _consider_leaving(self, attempt: _Attempt) -> None:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
@@ -533,6 +554,15 @@ def _result(reference: Any) -> Ended:  # Any: Ray's reference to an Ended
         return ray.get(reference)  # type: ignore[no-any-return]  # what Keeper.train returns
     except ray.exceptions.RayError as error:
         return Ended("lost", f"its worker is gone: {type(error).__name__}")
+
+
+def _pace(reference: Any) -> float | None:  # Any: Ray's reference to a progress
+    import ray
+
+    try:
+        return (ray.get(reference) or {}).get("own_s")  # type: ignore[no-any-return]  # what Keeper.progress returns
+    except ray.exceptions.RayError:
+        return None
 
 
 def _kill(place: _Place) -> None:

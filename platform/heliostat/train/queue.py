@@ -9,7 +9,7 @@ Who goes next is `heliostat.plan.share`; who asks it is `heliostat.controller.qu
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -88,16 +88,17 @@ def environment(definition: ClusterDefinition, name: str) -> dict[str, str]:
     return found | fabric.environment(definition.groups[spec.group])
 
 
-def enqueue(store: Store, job: QueuedJob) -> SubmittedJob:
-    """Raises JobError where the run is in the queue already."""
+def enqueue(store: Store, job: QueuedJob, *, living: Collection[str]) -> SubmittedJob:
+    """`living`: the ids of the jobs that Ray runs. Raises JobError where the run is one of them, or waits already.
+
+    A job that was started and is no longer there (its cluster was ended, or is new) makes way.
+    """
     for other in read_queue(store):
-        if other.run == job.run:
-            raise JobError(
-                f"run {job.run!r} is running already as job {other.job_id}"
-                if other.started_at
-                else f"run {job.run!r} is in the queue already as job {other.job_id}",
-                do=f"heliostat job logs {other.job_id}" if other.started_at else "heliostat job list",
-            )
+        if other.run == job.run and other.started_at is not None and other.job_id not in living:
+            remove(store, other.job_id)
+        elif other.run == job.run:
+            word, do = ("running", "logs " + other.job_id) if other.started_at else ("in the queue", "list")
+            raise JobError(f"run {job.run!r} is {word} already as job {other.job_id}", do=f"heliostat job {do}")
     store.create(_key(job.job_id), job.model_dump_json().encode())
     return SubmittedJob(job.job_id, job.run)
 

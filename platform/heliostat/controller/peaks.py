@@ -46,8 +46,8 @@ def next_bounds(pool: Pool, now: float) -> dict[str, Bound | None]:
         able = [gang for gang in pool.held.values() if gang.nodes > gang.low and gang.group in pool.gpus_per_node]
         if not able:
             return {}
-        gang = max(able, key=lambda gang: (gang.nodes - gang.low, gang.run))
-        return {gang.run: Bound(nodes=gang.nodes - 1, why="serving needs a GPU for its peak")}
+        giver = max(able, key=lambda gang: (gang.nodes - gang.low, gang.run))
+        return {giver.run: Bound(nodes=giver.nodes - 1, why="serving needs a GPU for its peak")}
     if now - pool.refused_at < CALM_S:
         return {}
     for run, bound in sorted(pool.bounds.items()):
@@ -84,7 +84,7 @@ class Peaks:
 
     def _settle_s(self, definition: ClusterDefinition) -> float:
         """From one change to the next: an idle node ends only after its timeout."""
-        return 2.0 + max((g.idle_timeout.seconds for g in _training(definition).values()), default=0.0)
+        return 10.0 + max((g.idle_timeout.seconds for g in _training(definition).values()), default=0.0)
 
     def _pool(self, world: World, definition: ClusterDefinition, limit: int, now: float) -> Pool:
         folder = world.settings.state_dir

@@ -13,8 +13,8 @@ from typing import Any
 from heliostat.cluster.gpus import read_gpus
 from heliostat.cluster.nodes import NodeRecord, read_nodes
 from heliostat.cluster.reclaim import retire
-from heliostat.controller.duty import World
 from heliostat.controller.dashboard import ask
+from heliostat.controller.duty import World
 from heliostat.plan.sick import LOSSES, GpuHealth, Slowness, Verdict, gpu_trouble
 from heliostat.train.bounds import Held, read_held
 
@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 NOTICE_S = 30.0
 """For what runs there: to find another node, and to save."""
 GPUS_EVERY_S = 30.0
+HEALTH_CHECK = "health check"
+"""Ray's words for a node that does not answer."""
 
 
 class Sick:
     """On an embedded cluster: on Kubernetes a node is its own machine's and its cloud's to replace."""
 
-    period_s = 1.0
+    period_s = 2.0
 
     def __init__(self, read: Callable[[], list[GpuHealth]] = read_gpus) -> None:
         self._slowness = Slowness()
@@ -51,7 +53,7 @@ class Sick:
         by_ray = {str(node.ray_node_id): node for node in nodes}
         held = read_held(world.store, now)
         found = [
-            *unresponsive(by_ray, ask(world.settings, "GET", "/api/v0/nodes?detail=1&limit=10000")),
+            *unresponsive(by_ray, ask(world.settings, "GET", "/api/v0/nodes?limit=10000")),
             *self._slowness.look([gang.step_s for gang in held.values()], now),
             *loses_workers(held.values()),
             *self._broken(nodes, now),
@@ -72,9 +74,7 @@ class Sick:
 
     def _replace(self, world: World, node: NodeRecord, verdict: Verdict) -> None:
         log.warning("%s is %s: %s", node.node_id, verdict.kind, verdict.evidence)
-        world.spool.emit(
-            "node_sick", node=node.node_id, group=node.group, what=verdict.kind, evidence=verdict.evidence
-        )
+        world.spool.emit("node_sick", node=node.node_id, group=node.group, what=verdict.kind, evidence=verdict.evidence)
         notice_s = NOTICE_S if verdict.answers else 0.0
         arguments = {"notice_s": notice_s, "reason": f"{verdict.kind}: {verdict.evidence}"}
         threading.Thread(
@@ -83,12 +83,17 @@ class Sick:
 
 
 def unresponsive(by_ray: Mapping[str, NodeRecord], answer: Any) -> list[Verdict]:  # Any: JSON of Ray's state API
-    """Nodes that Ray has declared dead while their processes are still there."""
+    """Nodes that did not answer Ray's health check while their processes are still there.
+
+    A node that is being scaled down is dead to Ray a moment before its processes end, with other words.
+    """
     rows = answer["data"]["result"]["result"]
     return [
-        Verdict(row["node_id"], "unresponsive", str(row.get("state_message") or "Ray declared it dead")[:300], False)
+        Verdict(row["node_id"], "unresponsive", str(row["state_message"])[:300], answers=False)
         for row in rows
-        if row.get("state") == "DEAD" and row.get("node_id") in by_ray
+        if row.get("state") == "DEAD"
+        and row.get("node_id") in by_ray
+        and HEALTH_CHECK in str(row.get("state_message")).lower()
     ]
 
 

@@ -1,9 +1,9 @@
 """Which nodes are no good: the evidence in, a verdict for each out. Pure.
 
-    unresponsive   Ray has declared the node dead, and its machine still runs: frozen, or cut off
-    gpu-errors     the driver reports what only a reset or a new card cures
-    straggler      a step's own work takes a multiple of what it takes the other members of the gang
-    loses-workers  workers were lost there again and again, and the node outlived them
+unresponsive   Ray has declared the node dead, and its machine still runs: frozen, or cut off
+gpu-errors     the driver reports what only a reset or a new card cures
+straggler      a step's own work takes a multiple of what it takes the other members of the gang
+loses-workers  workers were lost there again and again, and the node outlived them
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FATAL_XIDS: Mapping[int, str] = {
     95: "uncontained ECC error",
     119: "the GPU's system processor does not answer",
 }
-"""Xids that NVIDIA's catalogue says to reset or replace the GPU for; those of programs (13, 31, 43) are not among them."""
+"""Xids that NVIDIA's catalogue says to reset or replace the GPU for; those of programs (13, 31, 43) are not of them."""
 
 
 @dataclass(frozen=True)

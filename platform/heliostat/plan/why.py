@@ -210,7 +210,9 @@ def explain(snapshot: Snapshot, work: Work) -> Cause:
             "mend the runtime_env (working_dir, pip, image) and submit it again",
         )
     if work.queued:
-        return Cause("queued", f"it waits for its turn in the queue: {work.queued}", "heliostat job list shows the queue")
+        return Cause(
+            "queued", f"it waits for its turn in the queue: {work.queued}", "heliostat job list shows the queue"
+        )
     if work.phase in ("ended", "failed", "asleep"):
         return _at_rest(work)
     found = [_gang(snapshot, work, gang) for gang in work.gangs]
@@ -222,8 +224,8 @@ def explain(snapshot: Snapshot, work: Work) -> Cause:
 
 # What is worth telling first where several requests wait: what no waiting cures.
 _ORDER: tuple[CauseId, ...] = (
-    "no-such-label", "too-large", "image-pull", "quota", "gang-waits", "queued", "no-capacity", "group-full", "node-starting",
-    "unknown", "being-placed", "waits-for-itself", "waits-for-input", "loading", "starting", "running", "ended",
+    "no-such-label", "too-large", "image-pull", "quota", "gang-waits", "queued", "no-capacity", "group-full",
+    "node-starting", "unknown", "being-placed", "waits-for-itself", "waits-for-input", "loading", "starting", "running", "ended",
     "asleep", "runtime-env",
 )  # fmt: skip
 

@@ -560,7 +560,7 @@ def _pace(reference: Any) -> float | None:  # Any: Ray's reference to a progress
     import ray
 
     try:
-        return (ray.get(reference) or {}).get("own_s")  # type: ignore[no-any-return]  # what Keeper.progress returns
+        return (ray.get(reference) or {}).get("own_s")
     except ray.exceptions.RayError:
         return None
 

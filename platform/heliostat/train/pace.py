@@ -37,7 +37,8 @@ class OwnWork:
         self._begun, self._forward_s, self._forward_seen = time.perf_counter(), None, False
         self._events = None
         if torch.cuda.is_available():
-            self._events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            event: Any = torch.cuda.Event  # Any: torch gives it no types
+            self._events = (event(enable_timing=True), event(enable_timing=True))
             self._events[0].record()
 
     def end(self) -> None:

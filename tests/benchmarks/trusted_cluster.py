@@ -1,6 +1,6 @@
 """What a cluster does when nobody is logged in: spot that runs dry and comes back, peaks of serving, sick nodes.
 
-    python tests/faults/trusted_cluster.py [--only spot,fallback,sick,slow,peak]
+    python tests/benchmarks/trusted_cluster.py [--only spot,fallback,sick,slow,peak]
 
 Each scenario is real: an embedded cluster, its autoscaler, its controller, trainings that sleep their steps. Ends with
 one line of JSON: times in seconds, and how many steps were made more than once. Nothing is asserted about speed.
@@ -34,7 +34,7 @@ groups:
   serve: {{role: serving, market: on-demand, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 6s}}
   train: {{role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..3, idle_timeout: 6s, fallback: steady}}
   steady: {{role: training, market: on-demand, cpus: 1, gpus: 1, nodes: 0..3, idle_timeout: 6s}}
-store: {{kind: embedded, bucket: heliostat}}
+{groups}store: {{kind: embedded, bucket: heliostat}}
 budgets: {{max_gpus: 4}}
 sharing: {{shares: {shares}, patience: {patience}}}
 jobs:
@@ -49,7 +49,9 @@ tags: {{team: demo, project: trust}}
 
 
 @contextmanager
-def cluster(folder: Path, name: str, *, shares: str = "{}", patience: str = "5m", more: str = "") -> Iterator[Any]:
+def cluster(
+    folder: Path, name: str, *, shares: str = "{}", patience: str = "5m", more: str = "", groups: str = ""
+) -> Iterator[Any]:
     from heliostat import sdk
 
     project = folder / "project"
@@ -58,7 +60,7 @@ def cluster(folder: Path, name: str, *, shares: str = "{}", patience: str = "5m"
     shutil.copy(ROOT / "tests" / "support" / "steady_job.py", project / "train_jobs" / "steady.py")
     (project / "serve_apps" / "fixed.py").write_text(FIXED.format(seconds_per_token=0.01))
     definition = project / "cluster.yaml"
-    definition.write_text(DEFINITION.format(name=name, shares=shares, patience=patience, more=more))
+    definition.write_text(DEFINITION.format(name=name, shares=shares, patience=patience, more=more, groups=groups))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
     os.environ["HELIOSTAT_HOME"] = str(folder / "home")
     made = sdk.up(definition, progress=say)
@@ -302,7 +304,8 @@ def publish_fixed(platform: Any) -> None:
     metadata = ArtifactMetadata(framework="torch", lineage=lineage, parameters=1, dtype="float32", licence="Apache-2.0")
     made = publish(platform.store, name="fixed", files={"weights": file}, metadata=metadata)
     move_alias(
-        platform.store, name="fixed", alias="production", to_version=made.version, expected_version=None, who="t", why="t"
+        platform.store, name="fixed", alias="production", to_version=made.version, expected_version=None,
+        who="t", why="t",
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The check of the network before a training, on a link as it is and on one slowed by `tc`: figures, and the refusal.
 
-    python tests/faults/fabric.py [--ranks 3]
+    python tests/benchmarks/fabric.py [--ranks 3]
 
 Each case runs in a network namespace of its own (`unshare -n`), whose loopback alone is slowed: nothing else on the
 machine notices. Ends with one line of JSON. Without the right to make namespaces, only the plain loopback is measured.

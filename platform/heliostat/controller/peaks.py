@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from heliostat.cluster.embedded import definition_of
 from heliostat.cluster.nodes import read_nodes, read_refusal
@@ -76,7 +77,7 @@ class Peaks:
         limit = self._definition.budgets.max_gpus
         if limit is None or now - self._changed_at < self._settle_s(self._definition):
             return
-        pool = self._pool(world, self._definition, limit, now)
+        pool = self._pool(world, folder, self._definition, limit, now)
         for run, bound in next_bounds(pool, now).items():
             self._changed_at = now
             bounds.bind(world.store, run, NAME, None if bound is None else bound.nodes, bound.why if bound else "")
@@ -86,9 +87,7 @@ class Peaks:
         """From one change to the next: an idle node ends only after its timeout."""
         return 10.0 + max((g.idle_timeout.seconds for g in _training(definition).values()), default=0.0)
 
-    def _pool(self, world: World, definition: ClusterDefinition, limit: int, now: float) -> Pool:
-        folder = world.settings.state_dir
-        assert folder is not None  # asked before
+    def _pool(self, world: World, folder: Path, definition: ClusterDefinition, limit: int, now: float) -> Pool:
         refusals = [read_refusal(folder, name) for name, group in definition.groups.items() if group.role == "serving"]
         times = [refusal.at for refusal in refusals if refusal is not None and refusal.kind == "quota"]
         used = sum(node.gpus for node in read_nodes(folder) if node.ended_at is None)

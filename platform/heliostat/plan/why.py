@@ -225,8 +225,8 @@ def explain(snapshot: Snapshot, work: Work) -> Cause:
 # What is worth telling first where several requests wait: what no waiting cures.
 _ORDER: tuple[CauseId, ...] = (
     "no-such-label", "too-large", "image-pull", "quota", "gang-waits", "queued", "no-capacity", "group-full",
-    "node-starting", "unknown", "being-placed", "waits-for-itself", "waits-for-input", "loading", "starting", "running", "ended",
-    "asleep", "runtime-env",
+    "node-starting", "unknown", "being-placed", "waits-for-itself", "waits-for-input", "loading", "starting", "running",
+    "ended", "asleep", "runtime-env",
 )  # fmt: skip
 
 

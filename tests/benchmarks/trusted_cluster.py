@@ -324,8 +324,8 @@ def main() -> int:
             say(f"--- {name}")
             try:
                 result[name] = SCENARIOS[name](made)
-            except RuntimeError as error:
-                result[name] = {"failed": str(error)}
+            except Exception as error:  # the next one is to be seen all the same
+                result[name] = {"failed": f"{type(error).__name__}: {error}"}
                 _tell_logs(made)
             say(json.dumps({name: result[name]}))
     print(json.dumps({**result, "machine": this_machine()}))

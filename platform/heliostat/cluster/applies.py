@@ -28,7 +28,6 @@ NOT_EMBEDDED = {
     "head.state.*": "its head and its nodes share one machine, and end with it",
     "groups.*.instance": _MACHINE,
     "groups.*.memory": _MACHINE,
-    "groups.*.mig": "its GPUs are whole devices, or logical",
     "groups.*.topology": "it has no TPU slices",
     "groups.*.placement": _MACHINE,
     "groups.*.fabric.kind": _MACHINE,

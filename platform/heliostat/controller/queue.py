@@ -127,7 +127,10 @@ class Queue:
                 self._drop(world, job)
             elif row is not None or job.started_at is None:
                 self._unknown_since.pop(job.job_id, None)
-                kept.append(job.model_copy(update={"started_at": job.started_at or now}) if row is not None else job)
+                if row is not None and job.started_at is None:  # handed over by one that could not note it
+                    queue.mark_started(world.store, job.job_id, now)
+                    job = job.model_copy(update={"started_at": now})
+                kept.append(job)
             elif now - self._unknown_since.setdefault(job.job_id, now) > LOST_S:
                 world.spool.emit("job_lost", job=job.job_id, run=job.run, team=job.team)
                 log.warning("job %s is not known to Ray: submit it again with --run %s", job.job_id, job.run)

@@ -47,18 +47,21 @@ class Verdict:
         return not self.slow
 
 
-def expectation(group: WorkerGroup) -> Expectation | None:
-    """Of a pair of ranks with a GPU each: the node's interfaces, divided by its GPUs. None without a fabric."""
+def expectation(group: WorkerGroup, *, embedded: bool = False) -> Expectation | None:
+    """Of a pair of ranks with a GPU each: the node's interfaces, divided by its GPUs. None without a fabric.
+
+    An embedded cluster has no interfaces: there only what is written as gbytes_per_s is expected.
+    """
     fabric = group.fabric
     if fabric is None:
         return None
-    node = fabric.gbytes_per_s or PER_INTERFACE[fabric.kind] * fabric.interfaces
-    return Expectation(node / max(1, group.gpus), fabric.check)
+    node = fabric.gbytes_per_s or (None if embedded else PER_INTERFACE[fabric.kind] * fabric.interfaces)
+    return Expectation(None if node is None else node / max(1, group.gpus), fabric.check)
 
 
-def environment(group: WorkerGroup) -> dict[str, str]:
+def environment(group: WorkerGroup, *, embedded: bool = False) -> dict[str, str]:
     """What the workers of a job on this group have to know, as variables."""
-    found = expectation(group)
+    found = expectation(group, embedded=embedded)
     return {} if found is None else {VARIABLE: json.dumps(asdict(found))}
 
 

@@ -173,7 +173,9 @@ class Gang:
             self._fill()
             self._answers()
             living = self._living()
-            if len(living) >= max(self._gang.low, self._reins.most) or (len(living) >= self._gang.low and waited > patience):
+            if len(living) >= max(self._gang.low, self._reins.most) or (
+                len(living) >= self._gang.low and waited > patience
+            ):
                 self._waited_s = waited
                 self._settle(living)
                 return living

@@ -85,7 +85,7 @@ def environment(definition: ClusterDefinition, name: str) -> dict[str, str]:
     found = {"HELIOSTAT_TEAM": definition.team_of(spec)}
     if fallback := definition.fallback_of(spec):
         found[FALLBACK] = fallback
-    return found | fabric.environment(definition.groups[spec.group])
+    return found | fabric.environment(definition.groups[spec.group], embedded=True)
 
 
 def enqueue(store: Store, job: QueuedJob, *, living: Collection[str]) -> SubmittedJob:

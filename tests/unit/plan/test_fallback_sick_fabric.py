@@ -103,6 +103,7 @@ def test_what_a_pair_of_ranks_should_reach_follows_from_the_interfaces() -> None
     told = expectation(group(fabric=Fabric(kind="efa", gbytes_per_s=8.0, check="refuse")))
     assert told == Expectation(1.0, "refuse")
     assert fabric.from_environment(fabric.environment(p5)) == Expectation(50.0, "warn")
+    assert expectation(group(fabric=Fabric(kind="efa")), embedded=True) == Expectation(None, "warn")
     assert fabric.environment(group()) == {}
     assert fabric.from_environment({fabric.VARIABLE: "{"}) is None
 

@@ -220,6 +220,10 @@ class JobFailed(JobError):
     """The job ran and ended without its result."""
 
 
+class FabricTooSlow(JobError):
+    """The network between a gang's nodes is far below what the definition says."""
+
+
 class TrainingSuperseded(JobError):
     """Raised in a worker that was taken for dead: another attempt of its run goes on."""
 

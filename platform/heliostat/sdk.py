@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from heliostat import flow
 from heliostat.cluster import embedded, reclaim
-from heliostat.cluster.nodes import NodeRecord, read_nodes
+from heliostat.cluster.nodes import NodeRecord, read_nodes, set_capacity
 from heliostat.commit import Moved
 from heliostat.definition import ClusterDefinition
 from heliostat.definition import load as load_definition
-from heliostat.errors import ClusterNotUp, JobError, UnknownModel, UsageError
+from heliostat.errors import ClusterNotUp, JobError, JobFailed, UnknownModel, UsageError
 from heliostat.events import Event, read_events
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
 from heliostat.names import check_name, version_name
@@ -67,6 +67,7 @@ from heliostat.serve.client import AppStatus, ServeClient
 from heliostat.serve.reports import ReplicaReport, living, read_reports
 from heliostat.settings import Settings, load
 from heliostat.store import Store
+from heliostat.train import queue as job_queue
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
 from heliostat.train.submit import JobRow, SubmittedJob
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from heliostat.meter.report import Report
     from heliostat.meter.waste import Finding as Waste
     from heliostat.meter.waste import Told
+    from heliostat.plan.why import Snapshot
 
 Progress = Callable[[str], None]
 KEEP = Retention()
@@ -184,6 +186,24 @@ class Platform:
     def reclaim(self, group: str, *, notice_s: float, progress: Progress = lambda _: None) -> NodeRecord:
         return reclaim.reclaim(self.settings, group, notice_s=notice_s, progress=progress)
 
+    def limit_capacity(self, group: str, nodes: int | None) -> None:
+        """Let the group's market have so many nodes at most; None lifts it. Embedded clusters only, for game days."""
+        _known(self.definition.groups, group, "group")
+        if self.settings.state_dir is None:
+            raise ClusterNotUp("only an embedded cluster's market can be limited", do="heliostat up FILE")
+        set_capacity(self.settings.state_dir, group, nodes)
+
+    def snapshot(self) -> Snapshot:
+        """The cluster at this moment, as heliostat.plan.why judges it; the jobs in the queue too."""
+        from heliostat.cluster.snapshot import take_snapshot
+        from heliostat.plan.why import Work
+
+        found = take_snapshot(self.settings, self.definition)
+        known = {work.name for work in found.works}
+        queued = [row for row in job_queue.queue_rows(self.store) if row.job_id not in known]
+        works = tuple(Work(row.job_id, "job", "pending", queued=row.why) for row in queued)
+        return replace(found, works=found.works + works)
+
     def events(self) -> list[Event]:
         return read_events(self.store)
 
@@ -288,24 +308,47 @@ class Jobs:
         self._platform = platform
 
     def submit(self, name: str, *, arguments: Sequence[str] = (), run: str | None = None) -> SubmittedJob:
-        """Submit a job of the definition, as `ray job submit` would. `run` resumes an earlier run."""
-        definition, settings = self._platform.definition, self._platform.settings
-        spec = _known(definition.jobs, name, "job")
-        package = desired.package(settings)
-        return jobs_api.submit(settings, name, spec, arguments=arguments, run=run, package=package)
+        """Put a job of the definition into the queue; the controller starts it when it is its turn.
+
+        `run` resumes an earlier run. Raises JobError where that one is queued or running.
+        """
+        definition = self._platform.definition
+        _known(definition.jobs, name, "job")
+        package = desired.package(self._platform.settings)
+        job = job_queue.wanted(definition, name, arguments=arguments, run=run, package=package, now=time.time())
+        living = {row.job_id: row.run for row in self.list() if row.status not in jobs_api.FINISHED}
+        return job_queue.enqueue(self._platform.store, job, living=living)
 
     def list(self) -> list[JobRow]:
-        return jobs_api.list_jobs(self._platform.settings)
+        """Those that Ray knows, oldest first, then those in the queue."""
+        known = jobs_api.list_jobs(self._platform.settings)
+        ids = {row.job_id for row in known}
+        return known + [row for row in job_queue.queue_rows(self._platform.store) if row.job_id not in ids]
 
     def logs(self, job_id: str) -> str:
+        if (waits := self._queued(job_id)) is not None:
+            raise JobError(f"job {job_id} has not started: {waits}", do="heliostat job list")
         return jobs_api.logs(self._platform.settings, job_id)
 
     def stop(self, job_id: str) -> None:
+        if self._queued(job_id) is not None:
+            job_queue.remove(self._platform.store, job_id)
+            return
         jobs_api.stop(self._platform.settings, job_id)
+
+    def _queued(self, job_id: str) -> str | None:
+        """Why it waits in the queue; None where it does not."""
+        return next((row.why for row in job_queue.queue_rows(self._platform.store) if row.job_id == job_id), None)
 
     def wait(self, job: SubmittedJob, *, limit_s: float = 3600, on_status: Progress = lambda _: None) -> TrainedModel:
         """Until the job has succeeded; then what it trained. Raises JobFailed."""
-        for status in jobs_api.wait(self._platform.settings, job, limit_s=limit_s):
+        deadline = time.monotonic() + limit_s
+        while (waits := self._queued(job.job_id)) is not None:
+            on_status(job_queue.QUEUED)
+            if time.monotonic() > deadline:
+                raise JobFailed(f"job {job.job_id} is still in the queue: {waits}", do="heliostat job list")
+            time.sleep(0.2)
+        for status in jobs_api.wait(self._platform.settings, job, limit_s=deadline - time.monotonic()):
             on_status(status)
         return self.result(job.run)
 

@@ -14,8 +14,7 @@ import pytest
 from heliostat import sdk
 from heliostat.cluster import embedded, processes
 from heliostat.cluster.nodes import set_capacity
-from heliostat.cluster.snapshot import take_snapshot
-from heliostat.errors import UsageError
+from heliostat.errors import JobError, UsageError
 from heliostat.plan.why import Cause, Snapshot, explain, explain_all
 from heliostat.sdk import Platform
 
@@ -29,8 +28,12 @@ groups:
   serve: {role: serving, market: on-demand, cpus: 1, gpus: 1, nodes: 0..1, idle_timeout: 60s}
   train: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 60s}
   dry: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 60s}
+  large: {role: training, market: spot, cpus: 1, gpus: 5, nodes: 0..1, idle_timeout: 60s}
+budgets: {max_gpus: 4}
 store: {kind: embedded, bucket: heliostat}
 tags: {team: demo, project: voice}
+jobs:
+  whole: {entrypoint: sleep 900, group: train, publishes: whole, nodes: 2}
 applications:
   chat: {recipe: "apps.chat:Chat", model: chat@production, group: serve, route: /chat, replicas: 1..1}
 """
@@ -58,6 +61,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     home = tmp_path_factory.mktemp("home")
     file = home / "why.yaml"
     file.write_text(DEFINITION)
+    (home / "train_jobs").mkdir()
+    (home / "train_jobs" / "nothing.py").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HELIOSTAT_HOME", str(home))
         made = sdk.up(file)
@@ -81,7 +86,7 @@ def platform(cluster: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
 
 
 def snapshot(platform: Platform) -> Snapshot:
-    return take_snapshot(platform.settings, platform.definition)
+    return platform.snapshot()
 
 
 def submit(platform: Platform, name: str, code: str, **options: object) -> None:
@@ -167,7 +172,7 @@ def test_actors_that_have_no_node_are_not_said_to_load(platform: Platform, job: 
 
 def test_a_request_larger_than_any_node(platform: Platform, job: Callable[..., str]) -> None:
     name = job(task(None, gpus=8), name="too-large")
-    assert "no node has more than 1 GPU" in until(platform, name, "too-large").what
+    assert "no node has more than 5 GPU" in until(platform, name, "too-large").what
 
 
 def test_a_market_without_capacity(platform: Platform, job: Callable[..., str]) -> None:
@@ -203,6 +208,27 @@ def test_a_gang_that_waits_for_its_last_member_and_one_that_never_fits(
     assert "1 of 2 members of gang have room, and it waits for the last one: train at its maximum" in found.what
     trio = job(gang("train", 3), name="trio")
     assert "gang needs 3 nodes at once" in until(platform, trio, "too-large").what
+
+
+def test_a_cluster_at_its_limit_of_gpus(platform: Platform, job: Callable[..., str]) -> None:
+    name = job(task("large", gpus=5), name="beyond-quota")
+    assert "of its 4 GPUs (budgets.max_gpus)" in until(platform, name, "quota").what
+
+
+def test_a_job_that_waits_for_its_turn_in_the_queue(platform: Platform) -> None:
+    first, second = platform.jobs.submit("whole"), platform.jobs.submit("whole")
+    found = until(platform, second.job_id, "queued")
+    try:
+        assert "needs 2 nodes of train at once, 0 free" in found.what
+        rows = {row.job_id: row.status for row in platform.jobs.list()}
+        assert rows[second.job_id] == "QUEUED"
+        assert rows[first.job_id] in ("PENDING", "RUNNING")
+        with pytest.raises(JobError, match="has not started: needs 2 nodes"):
+            platform.jobs.logs(second.job_id)
+    finally:
+        for one in (second, first):
+            platform.jobs.stop(one.job_id)
+    assert second.job_id not in {row.job_id for row in platform.jobs.list()}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ _SPARE = {
     "gpus": 1,
     "nodes": 0,
 }
+_STEADY = {**_SPARE, "role": "training"}
 _VOLUME = "groups.train-h100.volumes"
 _TAINT = f"{TRAIN}.taints.0"
 _APP, _JOB = "applications.intent-classifier", "jobs.nightly"
@@ -86,6 +87,8 @@ CHANGES = [
     _change("groups.*.fabric.kind", None, place=f"{TRAIN}.fabric"),
     _change("groups.*.fabric.interfaces", 16, place=f"{TRAIN}.fabric.interfaces"),
     _change("groups.*.fabric.resource", "rdma/other", example="onprem", place="groups.train.fabric.resource"),
+    _change("groups.*.fabric.gbytes_per_s", 25.0, place=f"{TRAIN}.fabric.gbytes_per_s"),
+    _change("groups.*.fabric.check", "refuse", place=f"{TRAIN}.fabric.check"),
     _change(
         "groups.*.fallback",
         "serve-b",
@@ -134,6 +137,17 @@ CHANGES = [
     _change("jobs.*.queue", "other-queue", place=f"{_JOB}.queue"),
     _change("jobs.*.deadline", "8h", place=f"{_JOB}.deadline"),
     _change("jobs.*.retries", 3, place=f"{_JOB}.retries"),
+    _change("jobs.*.nodes", 2, place=f"{_JOB}.nodes"),
+    _change("jobs.*.team", "others", place=f"{_JOB}.team"),
+    _change("jobs.*.priority", 5, place=f"{_JOB}.priority"),
+    _change(
+        "jobs.*.falls_back",
+        True,
+        place=f"{_JOB}.falls_back",
+        also=(("groups.steady", _STEADY), (f"{TRAIN}.fallback", "steady")),
+    ),
+    _change("sharing.shares", {"voice": 2.0}),
+    _change("sharing.patience", "2m"),
     _change("tags.team", "others"),
     _change("tags.project", "other"),
     _change("tags.cost_centre", "CC-1"),

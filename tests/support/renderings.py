@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from heliostat.cluster import embedded
 from heliostat.cluster.autoscaling import autoscaling_config
 from heliostat.cluster.manifests import ray_jobs, ray_service, render
 from heliostat.cluster.ray_env import head_environment
+from heliostat.controller.queue import policy
 from heliostat.definition import ClusterDefinition
 from heliostat.promote.gate import judge
 from heliostat.serve.config import serve_config
 from heliostat.serve.desired import DesiredApp
-from heliostat.train.submit import job_request
+from heliostat.train.queue import wanted
 
 _PORTS = {
     "serve_http_min": 20000,
@@ -72,8 +74,16 @@ def on_a_laptop(definition: ClusterDefinition) -> dict[str, Any]:
         )
         | {"awake": {name: str(app.idle_timeout) for name, app in definition.applications.items()}},
         "Jobs API": {
-            name: job_request(name, job, arguments=(), run="run", package="zip")
-            for name, job in definition.jobs.items()
+            name: wanted(definition, name, run="run", package="zip", now=0.0).request for name in definition.jobs
+        },
+        "queue": {
+            "jobs": {
+                name: wanted(definition, name, run="run", package="zip", now=0.0).model_dump(
+                    include={"team", "nodes", "priority", "group"}
+                )
+                for name in definition.jobs
+            },
+            "policy": asdict(policy(definition)),
         },
         "gate": {
             name: [reason.limit for reason in judge(app.gate, {}, {"accuracy": 0.5}).reasons]

@@ -27,7 +27,7 @@ def job_submit(
 
     platform = Platform.connect(cluster)
     submitted = platform.jobs.submit(name, arguments=[a for a in context.args if a != "--"], run=run)
-    print_progress(f"submitted {submitted.job_id} (run {submitted.run})")
+    print_progress(f"submitted {submitted.job_id} (run {submitted.run}); heliostat job list shows the queue")
     if follow:
         trained = platform.jobs.wait(submitted)
         if json:
@@ -40,14 +40,15 @@ def job_submit(
 
 @job.command("list")
 def job_list(cluster: Cluster = None, json: Json = False) -> None:
-    """Every job the cluster knows, oldest first."""
+    """Every job the cluster knows, oldest first; then the queue, and why each waits."""
     from heliostat.sdk import Platform
 
     rows = Platform.connect(cluster).jobs.list()
     if json:
         print_json(rows)
     else:
-        print_table(("job", "run", "status", "entrypoint"), [(r.job_id, r.run, r.status, r.entrypoint) for r in rows])
+        columns = ("job", "run", "status", "entrypoint, or why it waits")
+        print_table(columns, [(r.job_id, r.run, r.status, r.why or r.entrypoint) for r in rows])
 
 
 @job.command("logs")

@@ -16,12 +16,10 @@ def why(
     json: Json = False,
 ) -> None:
     """Why a job or an application waits: one cause, one next step. Embedded clusters only."""
-    from heliostat.cluster.snapshot import take_snapshot
     from heliostat.plan.why import Answer, explain, explain_all
     from heliostat.sdk import Platform
 
-    platform = Platform.connect(cluster)
-    snapshot = take_snapshot(platform.settings, platform.definition)
+    snapshot = Platform.connect(cluster).snapshot()
     if name is None:
         answers = list(explain_all(snapshot))
     else:

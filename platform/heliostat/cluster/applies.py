@@ -28,10 +28,11 @@ NOT_EMBEDDED = {
     "head.state.*": "its head and its nodes share one machine, and end with it",
     "groups.*.instance": _MACHINE,
     "groups.*.memory": _MACHINE,
-    "groups.*.mig": "its GPUs are whole devices, or logical",
     "groups.*.topology": "it has no TPU slices",
     "groups.*.placement": _MACHINE,
-    "groups.*.fabric.*": _MACHINE,
+    "groups.*.fabric.kind": _MACHINE,
+    "groups.*.fabric.interfaces": _MACHINE,
+    "groups.*.fabric.resource": _MACHINE,
     "groups.*.reservation": _MACHINE,
     "groups.*.taints*": _PODS,
     "groups.*.tolerations*": _PODS,
@@ -45,7 +46,6 @@ NOT_EMBEDDED = {
     "store.credentials_secret": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
     "store.identity": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
     "tags.cost_centre": "its events carry team and project",
-    "budgets.max_gpus": "its groups' upper bounds are all it can hold",
     "budgets.gpu_hours_per_month": "nobody pays for its GPUs by the hour",
     "auth.*": "it makes a token of its own",
     "network.*": "it listens on 127.0.0.1 only",
@@ -54,7 +54,13 @@ NOT_EMBEDDED = {
     "karpenter.*": _MACHINE,
 }
 
+_KUEUE = "there Kueue orders jobs, with quotas and priorities of its own"
+
 NOT_KUBERAY = {
+    "jobs.*.nodes": _KUEUE,
+    "jobs.*.team": _KUEUE,
+    "jobs.*.priority": _KUEUE,
+    "sharing.*": _KUEUE,
     "ports.*": "every pod has an address of its own",
     "applications.*.gate.*": "no object has it: read when a version is promoted",
 }

@@ -14,6 +14,7 @@ LABEL_GROUP = "heliostat.io/group"
 LABEL_ROLE = "heliostat.io/role"
 LABEL_MARKET = "ray.io/market-type"
 LABEL_ACCELERATOR = "ray.io/accelerator-type"
+LABEL_MIG = "heliostat.io/mig"
 LABEL_ZONE = "ray.io/availability-zone"
 
 
@@ -21,6 +22,8 @@ def labels(name: str, group: WorkerGroup) -> dict[str, str]:
     found = {LABEL_GROUP: name, LABEL_ROLE: group.role, LABEL_MARKET: group.market}
     if group.device.ray_type:
         found[LABEL_ACCELERATOR] = group.device.ray_type
+    if group.mig:
+        found[LABEL_MIG] = group.mig  # each GPU that Ray counts is a slice of this profile
     if group.zone:
         found[LABEL_ZONE] = group.zone
     return found
@@ -78,6 +81,7 @@ def autoscaling_config(
             "temp_dir": str(temp_dir),
             "gcs_address": gcs_address,
             "cuda_devices": cuda_devices,
+            "max_gpus": definition.budgets.max_gpus,
             "groups": {name: {"role": group.role, "market": group.market} for name, group in groups.items()},
         },
         "available_node_types": node_types,

@@ -131,6 +131,14 @@ def read_record(name: str) -> ClusterRecord | None:
     return ClusterRecord(**json.loads(path.read_text()))
 
 
+def definition_of(state_dir: Path) -> ClusterDefinition:
+    """What the cluster in this folder was started with: its file may have changed since, and then `up` says so."""
+    from heliostat.definition import load
+
+    record = ClusterRecord(**json.loads((state_dir / "cluster.json").read_text()))
+    return load(Path(record.definition_path))
+
+
 def _new_record(definition: ClusterDefinition, path: Path, folder: Path) -> ClusterRecord:
     cluster_id = uuid.uuid4().hex
     # Unix socket names are limited to 107 bytes and Ray's are long: so a short folder of our own.
@@ -237,7 +245,8 @@ def _start_module(module: str, name: str, record: ClusterRecord, folder: Path, e
 
 
 def _prepare_folders(folder: Path, record: ClusterRecord) -> None:
-    shutil.rmtree(folder / "capacity", ignore_errors=True)  # limits of an earlier game day
+    for of_before in ("capacity", "refusals"):  # limits of an earlier game day
+        shutil.rmtree(folder / of_before, ignore_errors=True)
     for name in ("logs", "nodes", "spool", "bin", "store", "packages"):
         (folder / name).mkdir(exist_ok=True)
     for old in (folder / "nodes").glob("*.json"):  # of an earlier `up`: their ends are in the events

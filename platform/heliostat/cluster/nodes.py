@@ -31,6 +31,8 @@ class NodeRecord:
     ray_node_id: str | None = None  # hex, known once the raylet has registered
     ended_at: float | None = None
     reason: str | None = None
+    devices: tuple[int, ...] = ()
+    """Of this machine's CUDA devices, those that are its own; () where GPUs are logical."""
 
 
 def read_nodes(state_dir: Path) -> list[NodeRecord]:
@@ -70,6 +72,44 @@ def set_capacity(state_dir: Path, group: str, nodes: int | None) -> None:
 def read_capacity(state_dir: Path, group: str) -> int | None:
     try:
         return int((state_dir / "capacity" / group).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a group was given no node, as its provider said it: the last time, and since when without a node between."""
+
+    group: str
+    kind: str  # no-capacity: the market has none; quota: the cluster may not have more
+    why: str
+    at: float  # seconds since the epoch
+    first_at: float
+    times: int = 1
+
+
+def note_refusal(state_dir: Path, group: str, kind: str, why: str, now: float) -> Refusal:
+    before = read_refusal(state_dir, group)
+    if before is not None and before.kind == kind:
+        refusal = Refusal(group, kind, why, now, before.first_at, before.times + 1)
+    else:
+        refusal = Refusal(group, kind, why, now, now)
+    path = state_dir / "refusals" / f"{group}.json"
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(refusal)))
+    temporary.replace(path)
+    return refusal
+
+
+def clear_refusal(state_dir: Path, group: str) -> None:
+    """It was given a node."""
+    (state_dir / "refusals" / f"{group}.json").unlink(missing_ok=True)
+
+
+def read_refusal(state_dir: Path, group: str) -> Refusal | None:
+    try:
+        return Refusal(**json.loads((state_dir / "refusals" / f"{group}.json").read_text()))
     except (FileNotFoundError, ValueError):
         return None
 

@@ -22,7 +22,15 @@ from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from heliostat.cluster import processes
-from heliostat.cluster.nodes import NodeRecord, emit_node_event, read_capacity, update_node, write_node
+from heliostat.cluster.nodes import (
+    NodeRecord,
+    clear_refusal,
+    emit_node_event,
+    note_refusal,
+    read_capacity,
+    update_node,
+    write_node,
+)
 from heliostat.events import Spool
 
 log = logging.getLogger(__name__)
@@ -34,7 +42,8 @@ NODE_START_LIMIT_S = 60.0
 class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
     """Ray's v1 provider interface, which autoscaler v2 wraps.
 
-    `provider_config` carries: state_dir, spool, gcs_address, temp_dir, groups {name: {role, market, cuda_devices}}.
+    `provider_config` carries: state_dir, spool, gcs_address, temp_dir, max_gpus (of all groups together, or None),
+    groups {name: {role, market, cuda_devices}}.
     """
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
@@ -51,6 +60,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             HEAD: {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD}
         }
         self._devices: dict[str, list[int]] = {}
+        self._gpus: dict[str, float] = {}
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         with self._lock:
@@ -92,7 +102,10 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
     ) -> None:
         for _ in range(count):
             with self._starting:
-                self._refuse_beyond_capacity(tags[TAG_RAY_USER_NODE_TYPE])
+                group = tags[TAG_RAY_USER_NODE_TYPE]
+                self._refuse_beyond_capacity(group)
+                self._refuse_beyond_quota(group, resources.get("GPU", 0))
+                clear_refusal(self._state_dir, group)
                 self._start_one(tags, resources, labels)
 
     def terminate_node(self, node_id: str) -> None:
@@ -141,12 +154,14 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             cpus=float(resources.get("CPU", 0)),
             pid=process.pid,
             started_at=time.time(),
+            devices=tuple(devices),
         )
         write_node(self._state_dir, record)
         emit_node_event(self._spool, "node_started", record)
         with self._lock:
             self._running[node_id] = process
             self._devices[node_id] = devices
+            self._gpus[node_id] = float(resources.get("GPU", 0))
             self._tags[node_id] = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER}
         self._wait_registered(node_id, process, log_path)
 
@@ -158,7 +173,22 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
         with self._lock:
             living = sum(self._tags[node].get(TAG_RAY_USER_NODE_TYPE) == group for node in self._running)
         if living >= limit:
-            raise RuntimeError(f"insufficient capacity: group {group!r} has {living} of {limit} nodes")
+            self._refuse(group, "no-capacity", f"insufficient capacity, {limit} nodes to be had")
+
+    def _refuse_beyond_quota(self, group: str, gpus: float) -> None:
+        """As a namespace's quota does on Kubernetes: the groups together hold no more than this."""
+        limit = self._config.get("max_gpus")
+        if limit is None or gpus == 0:
+            return
+        with self._lock:
+            self._reap()
+            held = sum(self._gpus[node] for node in self._running)
+        if held + gpus > limit:
+            self._refuse(group, "quota", f"the cluster holds {held:g} of its {limit} GPUs (budgets.max_gpus)")
+
+    def _refuse(self, group: str, kind: str, why: str) -> None:
+        note_refusal(self._state_dir, group, kind, why, time.time())
+        raise RuntimeError(f"no node for group {group!r}: {why}")
 
     def _wait_registered(self, node_id: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
         deadline = time.monotonic() + NODE_START_LIMIT_S
@@ -187,6 +217,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
                 return
             self._tags.pop(node_id, None)
             self._devices.pop(node_id, None)
+            self._gpus.pop(node_id, None)
         path = self._state_dir / "nodes" / f"{node_id}.json"
         known = json.loads(path.read_text()).get("reason")  # a reclaim has already said why
         record = update_node(self._state_dir, node_id, ended_at=time.time(), reason=known or reason)

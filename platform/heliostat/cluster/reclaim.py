@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from collections.abc import Callable
 
 from heliostat.cluster import processes
-from heliostat.cluster.embedded import mark, read_record
+from heliostat.cluster.embedded import read_record
 from heliostat.cluster.gcs import drain
 from heliostat.cluster.nodes import NodeRecord, emit_node_event, read_nodes, update_node
 from heliostat.errors import ClusterError, ClusterNotUp
@@ -51,12 +52,34 @@ def reclaim(
     spool = Spool(settings.spool, f"reclaim-{os.getpid()}")
     node = update_node(settings.state_dir, node.node_id, reason="reclaimed")
     emit_node_event(spool, "reclaim_notice", node)
+    _take(settings, processes.Mark(record.cluster_id, settings.state_dir / "sessions"), node, notice_s, progress)
+    emit_node_event(spool, "reclaimed", node)
+    return node
+
+
+def retire(settings: Settings, node: NodeRecord, *, notice_s: float, reason: str) -> None:
+    """End a node that is no good, and let its work leave before: a drain with the deadline, then SIGKILL.
+
+    Where Ray refuses the drain, because the node does not answer it, the node is killed at once. Raises ClusterNotUp.
+    """
+    if settings.state_dir is None:
+        raise ClusterNotUp("only an embedded cluster's nodes can be retired here", do="delete the node's pod")
+    cluster_id = json.loads((settings.state_dir / "cluster.json").read_text())["cluster_id"]
+    update_node(settings.state_dir, node.node_id, reason=reason)
+    mark = processes.Mark(cluster_id, settings.state_dir / "sessions")
+    try:
+        _take(settings, mark, node, notice_s, lambda _: None)
+    except ClusterError:
+        processes.kill_node(mark, node.node_id)
+
+
+def _take(
+    settings: Settings, mark: processes.Mark, node: NodeRecord, notice_s: float, progress: Callable[[str], None]
+) -> None:
     deadline = time.time() + notice_s
     if notice_s > 0:
         progress(f"notice to {node.node_id}: {notice_s:g} s")
         drain(settings, str(node.ray_node_id), deadline=deadline)
         time.sleep(max(0.0, deadline - time.time()))
-    killed = processes.kill_node(mark(record), node.node_id)
+    killed = processes.kill_node(mark, node.node_id)
     progress(f"killed {killed} processes of {node.node_id}")
-    emit_node_event(spool, "reclaimed", node)
-    return node

@@ -18,10 +18,10 @@ from typing import Any
 
 from heliostat.cluster import autoscaling
 from heliostat.cluster.gcs import cluster_status
-from heliostat.cluster.nodes import NodeRecord, read_capacity, read_nodes
+from heliostat.cluster.nodes import NodeRecord, Refusal, read_nodes, read_refusal
 from heliostat.definition import ClusterDefinition
 from heliostat.errors import ClusterNotUp
-from heliostat.plan.why import Demand, Fact, Gang, Group, Node, Phase, Snapshot, Work
+from heliostat.plan.why import Demand, Fact, FactKind, Gang, Group, Node, Phase, Snapshot, Work
 from heliostat.settings import Settings
 
 Row = Mapping[str, Any]  # Any: JSON of Ray's state API
@@ -57,12 +57,12 @@ def take_snapshot(settings: Settings, definition: ClusterDefinition) -> Snapshot
     """Of the running cluster. Raises ClusterNotUp where its dashboard or its GCS do not answer."""
     ray = _read_ray(settings)
     records = read_nodes(settings.state_dir) if settings.state_dir else []
-    limits = {
-        name: limit
+    refusals = {
+        name: refusal
         for name in definition.groups
-        if settings.state_dir and (limit := read_capacity(settings.state_dir, name)) is not None
+        if settings.state_dir and (refusal := read_refusal(settings.state_dir, name)) is not None
     }
-    return make_snapshot(ray, definition, records, at=time.time(), limits=limits)
+    return make_snapshot(ray, definition, records, at=time.time(), refusals=refusals)
 
 
 def make_snapshot(
@@ -71,15 +71,15 @@ def make_snapshot(
     records: Sequence[NodeRecord],
     *,
     at: float,
-    limits: Mapping[str, int],
+    refusals: Mapping[str, Refusal],
 ) -> Snapshot:
-    """Pure. `limits`: groups that a game day lets have so many nodes at most."""
+    """Pure. `refusals`: what the provider last refused each group, and why."""
     ray = replace(ray, actors=_with_creation(ray))
     names = _owners(ray)
     free, head_free = _free(ray.cluster)
     groups = tuple(_group(name, definition) for name in definition.groups)
     held = _held(ray, names)
-    facts = tuple(_refusals(ray.cluster, groups, limits))
+    facts = tuple(_refusals(ray.cluster, groups, refusals))
     living = [_node(record, definition, free, held) for record in records if record.ended_at is None]
     starts = [record.ready_at - record.started_at for record in records if record.ready_at]
     return Snapshot(
@@ -118,7 +118,7 @@ def _node(
         started_at=record.started_at,
         free=free.get(ray_id, {}),
         labels=labels,
-        draining=record.reason == "reclaimed",
+        draining=record.reason is not None,
         held=held.get(ray_id, {}),
     )
 
@@ -138,8 +138,8 @@ def _free(cluster: Row) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     return nodes, head
 
 
-def _refusals(cluster: Row, groups: Sequence[Group], limits: Mapping[str, int]) -> Iterator[Fact]:
-    """The launches that the autoscaler gave up. Ray 2.60 keeps when and not why; a game day's limit is known here."""
+def _refusals(cluster: Row, groups: Sequence[Group], refusals: Mapping[str, Refusal]) -> Iterator[Fact]:
+    """The launches that the autoscaler gave up. Ray 2.60 keeps when and not why: the provider has said that."""
     for group in groups:
         times = sorted(
             float(failed.get("failedTs") or failed.get("startTs") or 0)
@@ -148,11 +148,12 @@ def _refusals(cluster: Row, groups: Sequence[Group], limits: Mapping[str, int]) 
         )
         if not times:
             continue
-        limit = limits.get(group.name)
-        why = "insufficient capacity" if limit is None else f"insufficient capacity, {limit} nodes to be had"
+        refusal = refusals.get(group.name)
+        why = "insufficient capacity" if refusal is None else refusal.why
+        kind: FactKind = "quota" if refusal is not None and refusal.kind == "quota" else "no-capacity"
         gaps = [later - earlier for earlier, later in pairwise(times[-10:])]
         every = statistics.median(gaps) if gaps else None
-        yield Fact("no-capacity", group.name, why, times[-1], len(times), times[0], every)
+        yield Fact(kind, group.name, why, times[-1], len(times), times[0], every)
 
 
 def _asked_for(cluster: Row, records: Sequence[NodeRecord], refused: Iterable[str]) -> Iterator[Node]:

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from functools import partial
 
 from heliostat.controller.duty import Duty, World
+from heliostat.controller.fallback import Fallback
 from heliostat.controller.lease import take_lease
 from heliostat.controller.metrics import Metrics
+from heliostat.controller.peaks import Peaks
+from heliostat.controller.queue import Queue
 from heliostat.controller.serving import Serving
+from heliostat.controller.sick import Sick
 from heliostat.controller.waste import Waste
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool, ship_spool
@@ -27,7 +31,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving(), Waste(), Metrics()]
+    return [Serving(), Queue(), Fallback(), Peaks(), Sick(), Waste(), Metrics()]
 
 
 class Controller:

@@ -70,7 +70,7 @@ def check(parts: Parts) -> Iterator[Finding]:
     yield from _check_routes(parts.applications)
     for name, job in parts.jobs.items():
         yield from _check_target(("jobs", name, "group"), job.group, "training", parts)
-        yield from _check_job(name, job)
+        yield from _check_job(name, job, parts.groups)
     yield from _check_store(parts.store)
     yield from _check_budgets(parts)
     if parts.network is not None and parts.network.clients and not parts.network.fenced:
@@ -81,20 +81,20 @@ def check(parts: Parts) -> Iterator[Finding]:
 
 def _check_fallback(name: str, group: WorkerGroup, parts: Parts) -> Iterator[Finding]:
     groups = parts.groups
-    suitable = sorted(other for other, spec in groups.items() if spec.role == "serving" and spec.market != "spot")
-    offer = f"one of: {', '.join(suitable)}" if suitable else "add an on-demand serving group and name it"
+    suitable = sorted(other for other, spec in groups.items() if spec.role == group.role and spec.market != "spot")
+    offer = f"one of: {', '.join(suitable)}" if suitable else f"add an on-demand {group.role} group and name it"
     if group.role == "serving" and group.market == "spot" and group.fallback is None:
         yield (
             ("groups", name, "market"),
             "serving on spot alone loses requests with every reclaim; write market: on-demand, or name a fallback "
             f"({offer})",
         )
+    elif group.fallback is not None and group.market != "spot":
+        yield ("groups", name, "fallback"), "only a spot group has a fallback; remove it"
     elif group.fallback is not None and group.fallback not in (
         suitable if group.fallback in groups else parts.known_groups
     ):
-        yield ("groups", name, "fallback"), f"{group.fallback!r} is not an on-demand serving group; {offer}"
-    elif group.fallback is not None and (group.role, group.market) != ("serving", "spot"):
-        yield ("groups", name, "fallback"), "only a spot serving group has a fallback; remove it"
+        yield ("groups", name, "fallback"), f"{group.fallback!r} is not an on-demand {group.role} group; {offer}"
 
 
 def _check_group(name: str, group: WorkerGroup) -> Iterator[Finding]:
@@ -201,8 +201,13 @@ def _check_routes(apps: Mapping[str, Application]) -> Iterator[Finding]:
             yield ("applications", name, "route"), f"{app.route!r} is already the route of {owner!r}; write another one"
 
 
-def _check_job(name: str, job: JobSpec) -> Iterator[Finding]:
+def _check_job(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> Iterator[Finding]:
     at = ("jobs", name)
+    group = groups.get(job.group)
+    if group is not None and 0 < group.nodes.high < job.nodes:
+        yield (*at, "nodes"), f"group {job.group!r} has {group.nodes.high} at most; write that or less"
+    if group is not None and job.falls_back and group.fallback is None:
+        yield (*at, "falls_back"), f"group {job.group!r} has no fallback; name one there, or remove this"
     if job.queue is not None and job.cluster == "shared":
         yield (*at, "queue"), "Kueue admits whole clusters; write cluster: own, or remove the queue"
     if job.deadline is not None and job.deadline.seconds < 1:

@@ -113,6 +113,10 @@ class Fabric(Part):
     """Per node."""
     resource: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Extended resource of one interface; vpc.amazonaws.com/efa or rdma/rdma_shared_device_a, if none is given."""
+    gbytes_per_s: float | None = Field(default=None, gt=0, le=10_000)
+    """GB/s that two nodes should reach with each other; reckoned from kind and interfaces, if none is given."""
+    check: Literal["refuse", "warn", "off"] = "warn"
+    """Before training, pairs of nodes are measured; far below what they should reach, it refuses or warns."""
 
 
 class Volume(Part):
@@ -159,7 +163,7 @@ class WorkerGroup(Part):
     """compact: all nodes close together, for collectives. spread: over zones, for serving."""
     fabric: Fabric | None = None
     fallback: str | None = None
-    """The on-demand group that takes over a spot serving group's work; required there."""
+    """The on-demand group that takes over a spot group's work; required for serving."""
     priority: int = Field(default=0, ge=-1000, le=1000)
     """Of several groups that suit, the autoscaler starts nodes of the highest."""
     reservation: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")
@@ -227,6 +231,14 @@ class JobSpec(Part):
     """A training group."""
     publishes: Name
     """The model that its runs become versions of."""
+    nodes: int = Field(default=1, ge=1, le=10_000)
+    """Nodes that it needs at once: the queue starts it when it can have all of them."""
+    team: Name | None = None
+    """Whose share of the GPUs it uses; the cluster's own team, if none is given."""
+    priority: int = Field(default=0, ge=-1000, le=1000)
+    """Of one team's waiting jobs, the highest goes first."""
+    falls_back: bool = False
+    """While the spot market has no node for it, train on the group's fallback; it returns at a checkpoint."""
     cluster: Literal["shared", "own"] = "shared"
     """As a RayJob: on the running cluster, or on one of its own that ends with it."""
     queue: ObjectName | None = None
@@ -280,6 +292,15 @@ class WasteRules(Part):
     """Nights and weekends in UTC, such as "Mon-Fri 20:00-06:00" and "Sat-Sun": then ten minutes are long enough."""
     exempt: dict[Annotated[str, Field(pattern=EXEMPT)], Day] = Field(default_factory=dict)
     """What is left alone, until the end of a day: a job, application, actor or group, team:NAME or project:NAME."""
+
+
+class Sharing(Part):
+    """How the queue of jobs divides GPUs between teams."""
+
+    shares: dict[Name, Annotated[float, Field(gt=0, le=1_000_000)]] = Field(default_factory=dict)
+    """Weights by team; a team without one has 1."""
+    patience: Duration = Duration.parse("5m")
+    """A job that waits for longer has free nodes kept for it, and may ask jobs of teams above their share to leave."""
 
 
 class Auth(Part):
@@ -350,6 +371,7 @@ class ClusterDefinition(Part):
     tags: Tags
     budgets: Budgets = Budgets()
     waste: WasteRules = WasteRules()
+    sharing: Sharing = Sharing()
     auth: Auth = Auth()
     network: Network = Network()
     observability: Observability = Observability()
@@ -361,3 +383,10 @@ class ClusterDefinition(Part):
         """The groups that the application's replicas may run on: its own, then that one's fallback."""
         fallback = self.groups[app.group].fallback
         return (app.group, fallback) if fallback else (app.group,)
+
+    def fallback_of(self, job: JobSpec) -> str | None:
+        """The group that the job may go to while its own has no nodes to be had."""
+        return self.groups[job.group].fallback if job.falls_back else None
+
+    def team_of(self, job: JobSpec) -> str:
+        return job.team or self.tags.team

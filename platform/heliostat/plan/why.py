@@ -27,6 +27,7 @@ CauseId = Literal[
     "no-capacity",
     "group-full",
     "gang-waits",
+    "queued",
     "unknown",
     # waits that nobody is to blame for
     "running",
@@ -143,6 +144,8 @@ class Work:
     loading: int = 0
     """Its actors that have a node and are not ready yet."""
     runtime_env_error: str | None = None
+    queued: str = ""
+    """Why the queue has not handed it to Ray yet."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,10 @@ def explain(snapshot: Snapshot, work: Work) -> Cause:
             f"its runtime environment cannot be made: {_short(work.runtime_env_error)}",
             "mend the runtime_env (working_dir, pip, image) and submit it again",
         )
+    if work.queued:
+        return Cause(
+            "queued", f"it waits for its turn in the queue: {work.queued}", "heliostat job list shows the queue"
+        )
     if work.phase in ("ended", "failed", "asleep"):
         return _at_rest(work)
     found = [_gang(snapshot, work, gang) for gang in work.gangs]
@@ -217,9 +224,9 @@ def explain(snapshot: Snapshot, work: Work) -> Cause:
 
 # What is worth telling first where several requests wait: what no waiting cures.
 _ORDER: tuple[CauseId, ...] = (
-    "no-such-label", "too-large", "image-pull", "quota", "gang-waits", "no-capacity", "group-full", "node-starting",
-    "unknown", "being-placed", "waits-for-itself", "waits-for-input", "loading", "starting", "running", "ended",
-    "asleep", "runtime-env",
+    "no-such-label", "too-large", "image-pull", "quota", "gang-waits", "queued", "no-capacity", "group-full",
+    "node-starting", "unknown", "being-placed", "waits-for-itself", "waits-for-input", "loading", "starting", "running",
+    "ended", "asleep", "runtime-env",
 )  # fmt: skip
 
 

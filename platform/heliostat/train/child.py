@@ -26,9 +26,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from heliostat.errors import StoreError, TrainingSuperseded
+from heliostat.inference.device import pick_device
+from heliostat.plan import fabric
 from heliostat.settings import load
+from heliostat.store import Store
 from heliostat.train.checkpoint import STORE_PATIENCE_S
 from heliostat.train.context import Left, RunSpec, TrainContext
+from heliostat.train.fabric import check as check_fabric
 from heliostat.train.seat import GO_ON, SAVE, WORDS, Seat
 
 if TYPE_CHECKING:
@@ -121,6 +125,9 @@ def _run(order: Order, seat: Seat, line: _Line, listener: socket.socket | None, 
     try:
         if seat.world_size > 1:
             _join(seat, line.address(), listener)
+            if (expected := fabric.from_environment(os.environ)) is not None:
+                settings = load()
+                check_fabric(Store.connect(settings.store), order.spec.run, expected, seat.rank, pick_device())
         context = TrainContext(order.spec, load(), seat, line, began_at=began_at)
         order.train(context, order.config)
         return "done", ""

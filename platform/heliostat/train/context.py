@@ -37,6 +37,7 @@ from heliostat.inference.device import pick_device
 from heliostat.settings import Settings
 from heliostat.store import Store
 from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, at, complete, patiently
+from heliostat.train.pace import OwnWork
 from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
 from heliostat.train.stall import StallWatch
 
@@ -109,6 +110,7 @@ class TrainContext:
         self._pace_s = 0.0  # of a step, smoothed
         self._last_step_at: float | None = None
         self._stall_s = 0.0
+        self._own = OwnWork()
         self._from_step = 0
         self._first_at: float | None = None
         self._emit_worker("worker_started", began_at=time.time() if began_at is None else began_at)
@@ -122,6 +124,7 @@ class TrainContext:
         between this call and the first step that an uninterrupted run would not have drawn there.
         """
         self._model, self._optimizer, self._extras = model, optimizer, dict(extras)
+        self._own.watch(model)
         begun = time.time()
         candidates = self._newest.first_then_others()
         while (found := self._same_for_all(candidates)) is not None:
@@ -136,6 +139,7 @@ class TrainContext:
         """To be called by every rank after each optimizer step. `step` counts completed steps, from 1."""
         self._measure_pace()
         self._stall.step_done(step, self._pace_s)
+        self._own.end()
         self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens, world=self.world_size)
         now = time.time()
         self._first_at = self._first_at or now
@@ -147,6 +151,7 @@ class TrainContext:
             from_step=self._from_step,
             first_at=self._first_at,
             last_at=now,
+            own_s=self._own.step_s,
         )
         word = self._agree(max(self._wishes.wish(), SAVE if self._is_due(step, total) else GO_ON))
         if word == LEAVE:
@@ -159,6 +164,7 @@ class TrainContext:
         if word == SAVE and step < total:
             self._save(step)
         self._hold_to_interval(step, total)
+        self._own.begin()
 
     def finish(self, *, files: Mapping[str, bytes], metrics: Mapping[str, float], lineage: Mapping[str, Any]) -> None:
         """Put what the training made into the store, whole or not at all, as `runs/<run>/output`. Rank 0 only acts."""

@@ -20,7 +20,9 @@ from typing import Any, Literal
 
 from heliostat.errors import JobFailed
 from heliostat.events import Spool
+from heliostat.plan.fallback import is_away
 from heliostat.store import Store
+from heliostat.train.bounds import Reins
 from heliostat.train.checkpoint import claim_generation, patiently
 from heliostat.train.context import RunSpec
 from heliostat.train.goodput import Goodput, Span, reckon
@@ -33,13 +35,16 @@ FRUITLESS_LIMIT = 8
 # How long an elastic gang waits for its full size before it begins, or goes on, smaller.
 FIRST_PATIENCE_S = 30.0
 PATIENCE_S = 3.0
-# A part of a gang is held for so long; then it is given back, lest two gangs wait for each other's halves.
-GANG_LIMIT_S = 300.0
+# A part of a gang is held for so long by the one that may; then it is given back, and another's turn comes.
+GANG_LIMIT_S = 120.0
+# A gang that has lost a member gets it back within seconds, or has to be the one that may hold a part.
+REPLACE_S = 10.0
 # Before a deadline, for the checkpoint.
 MARGIN_S = 5.0
 LOOK_S = 0.3
 TELL_S = 10.0
 ANSWER_S = 1.0
+PACE_S = 3.0
 PREPARE_LIMIT_S = 90.0
 
 Outcome = Literal["done", "left", "lost", "failed"]
@@ -52,6 +57,7 @@ class _Place:
     actor: Any  # Any: Ray's actor handle
     answer: Any  # Any: the reference to its first answer
     asked_at: float
+    group: str
     about: About | None = None
     line: socket.socket | None = None  # open as long as its process lives
     deadline: float | None = None  # of its node, since the epoch; None without a notice
@@ -78,6 +84,7 @@ class GangSpec:
     standby: int = 0  # workers held beside, for the moment when one is lost
     cpus: float = 1
     gpus: float = 1
+    fallback: str = ""  # the group to go to while `group` has no nodes to be had; "": none
 
 
 @dataclass
@@ -93,6 +100,8 @@ class _Attempt:
     seen: dict[str, float] = field(default_factory=dict)  # the last progress that was heard of
     asked: Any = None  # Any: Ray's reference to a progress
     told_at: float = 0.0
+    paces: dict[Any, _Place] = field(default_factory=dict)  # Any: Ray's reference to a progress
+    paces_at: float = 0.0
     saved: bool = False  # whether a notice has made it save at once
 
 
@@ -111,6 +120,9 @@ class Gang:
         self._spec, self._gang, self._order, self._store, self._spool = spec, gang, order, store, spool
         self._on_progress = on_progress
         self._places: list[_Place] = []
+        self._reins = Reins(store, spec.run, gang.group, gang.low, gang.high)
+        self._away = False  # on the fallback
+        self._missing_since: float | None = None
         self._warmed: set[str] = set()
         self._draining: dict[str, float] = {}
         self._looked_at = 0.0
@@ -123,6 +135,7 @@ class Gang:
     def run(self) -> str:
         """Until it is done. Returns "" or, where the training function is wrong, its traceback."""
         fruitless, best = 0, -1.0
+        self._reins.start()
         try:
             while True:
                 places = self._gather()
@@ -139,6 +152,7 @@ class Gang:
                         do="read the job's log above; the same run name resumes from the last checkpoint",
                     )
         finally:
+            self._reins.stop()
             for place in self._places:
                 _kill(place)
 
@@ -151,17 +165,23 @@ class Gang:
         while True:
             self._look()
             self._drop_noticed()
+            waited = time.monotonic() - begun
+            if not self._may_ask(waited):
+                begun = time.monotonic() if self._reins.most == 0 else begun
+                time.sleep(0.5)
+                continue
             self._fill()
             self._answers()
             living = self._living()
-            waited = time.monotonic() - begun
-            if len(living) >= self._gang.high or (len(living) >= self._gang.low and waited > patience):
+            if len(living) >= max(self._gang.low, self._reins.most) or (
+                len(living) >= self._gang.low and waited > patience
+            ):
                 self._waited_s = waited
+                self._settle(living)
                 return living
             if living and waited > GANG_LIMIT_S:
                 _say(f"giving {len(living)} of {self._gang.high} workers back, and asking again")
-                for place in list(self._places):
-                    self._remove(place)
+                self._give_back()
                 time.sleep(random.uniform(1, 10))
                 begun = time.monotonic()
             if time.monotonic() - told > 10:
@@ -170,23 +190,83 @@ class Gang:
                 _say(f"waiting for nodes of group {self._gang.group!r}: {have}")
             time.sleep(0.02)
 
+    def _may_ask(self, waited: float) -> bool:
+        """Not while the controller lets it hold nothing, nor while another gang of the group holds a part of itself."""
+        if self._reins.most > 0:
+            whole = self._gang.low == 1 or (bool(self.spans) and waited < REPLACE_S)
+            if whole or self._reins.may_place():
+                return True
+        if self._places:
+            _say(f"giving all workers back: {self._reins.why or 'another gang is being placed'}")
+        self._give_back()
+        return False
+
+    def _give_back(self) -> None:
+        for place in list(self._places):
+            self._remove(place)
+        self._reins.release()
+        self._reins.hold(self._gang.group, 0)
+
+    def _settle(self, chosen: list[_Place]) -> None:
+        """The next attempt is on these: what is held of the other group is not needed."""
+        group = chosen[0].group
+        if self._away and group == self._gang.group:
+            _say(f"back on group {group!r}")
+            self._emit("fallback_ended", group=group)
+            self._away = False
+        room = self._reins.most + self._gang.standby - len(chosen)
+        for place in [place for place in self._places if place not in chosen]:
+            room -= place.group == group
+            if (place.group != group and not self._away) or (place.group == group and room < 0):
+                self._remove(place)
+        self._reins.release()
+        self._reins.hold(group, len(chosen))
+
     def _fill(self) -> None:
         """Ask for what is missing: a pending actor is what makes the autoscaler start a node."""
+        self._consider_fallback()
+        wanted = self._reins.most + self._gang.standby
+        for group in (self._gang.group, self._gang.fallback) if self._away else (self._gang.group,):
+            while sum(place.deadline is None and place.group == group for place in self._places) < wanted:
+                self._ask(group)
+
+    def _ask(self, group: str) -> None:
         import ray
 
-        while sum(place.deadline is None for place in self._places) < self._gang.high + self._gang.standby:
-            actor = (
-                ray.remote(Keeper)
-                .options(
-                    num_cpus=self._gang.cpus,
-                    num_gpus=self._gang.gpus,
-                    max_concurrency=8,
-                    label_selector={LABEL_GROUP: self._gang.group},
-                    scheduling_strategy="DEFAULT",  # not into the placement group of a Tune trial that drives us
-                )
-                .remote()
+        actor = (
+            ray.remote(Keeper)
+            .options(
+                num_cpus=self._gang.cpus,
+                num_gpus=self._gang.gpus,
+                max_concurrency=8,
+                label_selector={LABEL_GROUP: group},
+                scheduling_strategy="DEFAULT",  # not into the placement group of a Tune trial that drives us
             )
-            self._places.append(_Place(actor, actor.about.remote(), time.monotonic()))
+            .remote()
+        )
+        self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group))
+
+    def _consider_fallback(self) -> None:
+        """Go to the fallback where the own group's market refuses. It is left once the own group has all."""
+        if not self._gang.fallback or self._away:
+            return
+        home = len(self._ready_on(self._gang.group))
+        self._missing_since = None if home >= self._gang.low else self._missing_since or time.monotonic()
+        if self._is_away(home):
+            self._away, self._missing_since = True, None
+            _say(f"group {self._gang.group!r} has no nodes to be had: going to {self._gang.fallback!r}")
+            self._emit("fallback_began", group=self._gang.fallback, instead_of=self._gang.group)
+
+    def _is_away(self, at_home: int) -> bool:
+        missing_s = 0.0 if self._missing_since is None else time.monotonic() - self._missing_since
+        return is_away(
+            away=self._away,
+            low=self._gang.low,
+            wanted=self._reins.most,
+            at_home=at_home,
+            missing_s=missing_s,
+            dry=self._reins.is_dry(),
+        )
 
     def _answers(self, busy: Sequence[_Place] = ()) -> None:
         """Take in which keepers have come to life, and which died beside the attempt or before they lived."""
@@ -206,10 +286,15 @@ class Gang:
                     self._places.remove(place)
 
     def _living(self) -> list[_Place]:
-        """Those that may train: without a notice, in the order in which they were asked for."""
-        return [place for place in self._places if place.about is not None and place.deadline is None][
-            : self._gang.high
-        ]
+        """Those that may train, all of one group: its own, if as many are there."""
+        home = self._ready_on(self._gang.group)
+        other = self._ready_on(self._gang.fallback) if self._away else []
+        return other if len(other) > len(home) else home
+
+    def _ready_on(self, group: str) -> list[_Place]:
+        """Without a notice, in the order in which they were asked for."""
+        ready = [p for p in self._places if p.about is not None and p.deadline is None and p.group == group]
+        return ready[: self._reins.most]
 
     def _drop_noticed(self) -> None:
         for place in [place for place in self._places if place.deadline is not None]:
@@ -354,7 +439,25 @@ class Gang:
                 )
             if step and not attempt.leaving:
                 self._warm_up_others()
+                self._ask_paces(attempt)
         attempt.asked = attempt.places[0].actor.progress.remote()
+
+    def _ask_paces(self, attempt: _Attempt) -> None:
+        """What a step's own work takes on each node, for whoever looks for slow ones."""
+        import ray
+
+        if len(attempt.places) < 2:
+            return
+        if attempt.paces:
+            ready, waiting = ray.wait(list(attempt.paces), num_returns=len(attempt.paces), timeout=0)
+            if waiting and time.monotonic() - attempt.paces_at < ANSWER_S * 10:
+                return
+            told = {_node(attempt.paces[ref]): _pace(ref) for ref in ready}
+            self._reins.paced({node: took for node, took in told.items() if took})
+            attempt.paces = {}
+        if time.monotonic() - attempt.paces_at > PACE_S:
+            attempt.paces_at = time.monotonic()
+            attempt.paces = {place.actor.progress.remote(): place for place in attempt.places}
 
     def _consider_leaving(self, attempt: _Attempt) -> None:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
@@ -363,9 +466,12 @@ class Gang:
         self._fill()
         self._answers(attempt.places)
         noticed = [place.deadline for place in attempt.places if place.deadline is not None]
-        ready = len(self._living())
-        if noticed:
-            if ready >= self._gang.high:
+        living, most = self._living(), self._reins.most
+        ready = len(living)
+        if most < len(attempt.places):
+            self._leave(attempt, f"from {len(attempt.places)} to {most} workers: {self._reins.why}")
+        elif noticed:
+            if ready >= most:
                 self._leave(attempt, "notice, and the replacement is there")
             elif time.time() > min(noticed) - MARGIN_S:
                 self._leave(attempt, "notice, and its deadline is near")
@@ -374,6 +480,8 @@ class Gang:
                 attempt.places[0].actor.tell.remote(
                     attempt.name, "save"
                 )  # at once: a deadline is the cloud's best guess
+        elif attempt.places[0].group != self._gang.group and not self._is_away(len(self._ready_on(self._gang.group))):
+            self._leave(attempt, f"returning to group {self._gang.group!r}")
         elif ready > len(attempt.places):
             self._leave(attempt, f"growing from {len(attempt.places)} to {ready} workers")
 
@@ -405,6 +513,7 @@ class Gang:
     def _lose(self, place: _Place) -> None:
         _say(f"the worker on node {_node(place)[:8]} is lost")
         self._emit("keeper_lost", node=_node(place))
+        self._reins.lost(_node(place))
         self._remove(place)
 
     def _stop_all(self, attempt: _Attempt) -> None:
@@ -447,6 +556,15 @@ def _result(reference: Any) -> Ended:  # Any: Ray's reference to an Ended
         return ray.get(reference)  # type: ignore[no-any-return]  # what Keeper.train returns
     except ray.exceptions.RayError as error:
         return Ended("lost", f"its worker is gone: {type(error).__name__}")
+
+
+def _pace(reference: Any) -> float | None:  # Any: Ray's reference to a progress
+    import ray
+
+    try:
+        return (ray.get(reference) or {}).get("own_s")
+    except ray.exceptions.RayError:
+        return None
 
 
 def _kill(place: _Place) -> None:

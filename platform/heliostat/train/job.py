@@ -26,6 +26,7 @@ from heliostat.train.gang import Gang, GangSpec
 
 RUN = "HELIOSTAT_RUN"
 GROUP = "HELIOSTAT_GROUP"
+FALLBACK = "HELIOSTAT_FALLBACK"  # the group to go to while that one has no nodes to be had
 Config = TypeVar("Config")
 
 
@@ -89,7 +90,8 @@ def run(
         return done
     group = group or os.environ.get(GROUP) or "train"
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
-    failure = _train(train, config, spec, GangSpec(low, workers, group, standby), settings, store, on_progress)
+    gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""))
+    failure = _train(train, config, spec, gang, settings, store, on_progress)
     if failure:
         raise JobFailed(
             f"the training function raised\n{failure}",

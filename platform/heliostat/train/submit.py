@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -31,10 +31,12 @@ class SubmittedJob:
 class JobRow:
     job_id: str
     run: str
-    status: str  # Ray's word: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED
+    status: str  # Ray's word: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED; or QUEUED
     entrypoint: str
     started_at: float | None  # seconds since the epoch
     ended_at: float | None
+    why: str = ""
+    """Why it waits in the queue, or has been asked to give nodes back."""
 
 
 def submit(
@@ -57,14 +59,14 @@ def submit(
 
 
 def job_request(
-    name: str, spec: JobSpec, *, arguments: Sequence[str], run: str, package: str
+    name: str, spec: JobSpec, *, arguments: Sequence[str], run: str, package: str, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:  # Any: the keyword arguments of Ray's submit_job
-    """What is asked of Ray's Jobs API. Pure."""
+    """What is asked of Ray's Jobs API, with further environment for the driver and its workers. Pure."""
     # Ray starts no driver twice; the supervisor does, when it was killed.
     supervised = ["python", "-m", "heliostat.train.supervise", "--"]
     return {
         "entrypoint": shlex.join([*supervised, *shlex.split(spec.entrypoint), *arguments]),
-        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group}},
+        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group, **(env or {})}},
         "metadata": {"heliostat_run": run, "job": name, "publishes": spec.publishes},
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from heliostat.cluster.nodes import NodeRecord
+from heliostat.cluster.nodes import NodeRecord, Refusal
 from heliostat.cluster.snapshot import RayState, make_snapshot
 from heliostat.definition import ClusterDefinition
 from heliostat.plan.why import Fact, Snapshot, explain
@@ -55,7 +55,7 @@ def taken(
     gangs: list[Any] | None = None,
     resources: dict[str, Any] | None = None,
     autoscaling: dict[str, Any] | None = None,
-    limits: dict[str, int] | None = None,
+    refusals: dict[str, Refusal] | None = None,
 ) -> Snapshot:
     nodes = [state(NODE, "train", CPU=1.0), state(HEAD, "head", CPU=0.0)]
     cluster = {
@@ -63,7 +63,7 @@ def taken(
         "autoscalingState": autoscaling or {},
     }
     ray = RayState(jobs, tasks, actors or [], gangs or [], {}, cluster)
-    return make_snapshot(ray, DEFINITION, records, at=NOW, limits=limits or {})
+    return make_snapshot(ray, DEFINITION, records, at=NOW, refusals=refusals or {})
 
 
 def cause(snapshot: Snapshot, name: str) -> tuple[str, str]:
@@ -94,7 +94,10 @@ def test_a_node_is_ready_once_the_gcs_knows_it_and_held_by_what_runs_there() -> 
 
 def test_refused_launches_are_one_fact_with_their_rhythm() -> None:
     autoscaling = {"failedInstanceRequests": failed(20, 15, 10, 5), "pendingInstanceRequests": []}
-    snapshot = taken([], [], autoscaling=autoscaling, limits={"dry": 0})
+    why = "insufficient capacity, 0 nodes to be had"
+    snapshot = taken(
+        [], [], autoscaling=autoscaling, refusals={"dry": Refusal("dry", "no-capacity", why, NOW - 5, NOW - 20)}
+    )
     assert snapshot.facts == (
         Fact("no-capacity", "dry", "insufficient capacity, 0 nodes to be had", NOW - 5, 4, NOW - 20, 5.0),
     )

@@ -11,6 +11,7 @@ import shlex
 from heliostat.cluster.manifests.meta import Manifest, manifest, object_name
 from heliostat.cluster.manifests.raycluster import RAY_API, ray_cluster_spec
 from heliostat.definition import ClusterDefinition, JobSpec
+from heliostat.plan import fabric
 
 # After the end of a job's own cluster's work: time to read its logs.
 _LINGER_S = 300
@@ -41,13 +42,20 @@ def ray_job(definition: ClusterDefinition, name: str, job: JobSpec) -> Manifest:
         "submissionMode": "HTTPMode",
         "backoffLimit": job.retries,
         # JSON is YAML. The image holds the recipes; HELIOSTAT_GROUP is read by heliostat.train.job.
-        "runtimeEnvYAML": json.dumps({"env_vars": {"HELIOSTAT_GROUP": job.group}}),
+        "runtimeEnvYAML": json.dumps({"env_vars": {"HELIOSTAT_GROUP": job.group, **_more(definition, job)}}),
         "metadata": {"job": name, "publishes": job.publishes},
         **(_own_cluster(definition, job) if job.cluster == "own" else _shared_cluster(definition)),
     }
     if job.deadline:
         spec["activeDeadlineSeconds"] = max(1, round(job.deadline.seconds))
     return manifest(definition, RAY_API, "RayJob", object_name(definition, name), {"spec": spec}, labels=labels)
+
+
+def _more(definition: ClusterDefinition, job: JobSpec) -> dict[str, str]:
+    """Read by heliostat.train.job and heliostat.train.fabric."""
+    fallback = definition.fallback_of(job)
+    away = {"HELIOSTAT_FALLBACK": fallback} if fallback else {}
+    return away | fabric.environment(definition.groups[job.group])
 
 
 def _shared_cluster(definition: ClusterDefinition) -> Manifest:

@@ -1,0 +1,164 @@
+"""Jobs that are wanted, in the store, until the controller finds that it is their turn and hands them to Ray.
+
+    queue/jobs/<job id>.json   one job, from `heliostat job submit` until it has ended
+    queue/state.json           by the controller: why each one waits, and what teams have used
+
+Who goes next is `heliostat.plan.share`; who asks it is `heliostat.controller.queue`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from heliostat.definition import ClusterDefinition
+from heliostat.errors import JobError, ObjectMissing, SwapLost
+from heliostat.names import check_segment
+from heliostat.plan import fabric
+from heliostat.store import Store
+from heliostat.train.job import FALLBACK
+from heliostat.train.submit import JobRow, SubmittedJob, job_request
+
+STATE = "queue/state.json"
+QUEUED = "QUEUED"
+
+
+class QueuedJob(BaseModel):
+    """`request`: the keyword arguments of Ray's submit_job. `started_at` is None until Ray has it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    run: str
+    job: str
+    team: str
+    group: str
+    nodes: int
+    gpus_per_node: float
+    priority: int
+    submitted_at: float
+    request: dict[str, Any]  # Any: JSON
+    started_at: float | None = None
+
+
+class QueueState(BaseModel):
+    """As of `at`: GPU-seconds by team, old ones forgotten; and why jobs wait, by their id."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: float = 0.0
+    usage: dict[str, float] = {}
+    waits: dict[str, str] = {}
+
+
+def wanted(
+    definition: ClusterDefinition, name: str, *, arguments: Sequence[str] = (), run: str | None = None, package: str,
+    now: float,
+) -> QueuedJob:  # fmt: skip
+    """A job of the definition as it goes into the queue. `run` names an earlier run to resume."""
+    spec = definition.jobs[name]
+    made_at = datetime.fromtimestamp(now, UTC)
+    run = run or f"{name}-{made_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    return QueuedJob(
+        job_id=f"{check_segment(run, what='run')}-{uuid.uuid4().hex[:4]}",
+        run=run,
+        job=name,
+        team=definition.team_of(spec),
+        group=spec.group,
+        nodes=spec.nodes,
+        gpus_per_node=float(definition.groups[spec.group].gpus),
+        priority=spec.priority,
+        submitted_at=now,
+        request=job_request(
+            name, spec, arguments=arguments, run=run, package=package, env=environment(definition, name)
+        ),
+    )
+
+
+def environment(definition: ClusterDefinition, name: str) -> dict[str, str]:
+    """What a job's driver and workers are told of the definition."""
+    spec = definition.jobs[name]
+    found = {"HELIOSTAT_TEAM": definition.team_of(spec)}
+    if fallback := definition.fallback_of(spec):
+        found[FALLBACK] = fallback
+    return found | fabric.environment(definition.groups[spec.group], embedded=True)
+
+
+def enqueue(store: Store, job: QueuedJob, *, living: Collection[str]) -> SubmittedJob:
+    """`living`: the ids of the jobs that Ray runs. Raises JobError where the run is one of them, or waits already.
+
+    A job that was started and is no longer there (its cluster was ended, or is new) makes way.
+    """
+    for other in read_queue(store):
+        if other.run == job.run and other.started_at is not None and other.job_id not in living:
+            remove(store, other.job_id)
+        elif other.run == job.run:
+            word, do = ("running", "logs " + other.job_id) if other.started_at else ("in the queue", "list")
+            raise JobError(f"run {job.run!r} is {word} already as job {other.job_id}", do=f"heliostat job {do}")
+    store.create(_key(job.job_id), job.model_dump_json().encode())
+    return SubmittedJob(job.job_id, job.run)
+
+
+def read_queue(store: Store) -> list[QueuedJob]:
+    """Those that wait and those that run, oldest first."""
+    found = [job for info in store.list("queue/jobs/") if (job := _read(store, info.key)) is not None]
+    return sorted(found, key=lambda job: (job.submitted_at, job.job_id))
+
+
+def read_job(store: Store, job_id: str) -> QueuedJob | None:
+    return _read(store, _key(job_id))
+
+
+def mark_started(store: Store, job_id: str, now: float) -> bool:
+    """False where it was withdrawn meanwhile."""
+    try:
+        blob = store.get(_key(job_id))
+        job = QueuedJob.model_validate_json(blob.data)
+        store.swap(_key(job_id), job.model_copy(update={"started_at": now}).model_dump_json().encode(), blob.etag)
+    except (ObjectMissing, SwapLost):
+        return False
+    return True
+
+
+def remove(store: Store, job_id: str) -> None:
+    """It has ended, or is not wanted any more."""
+    store.delete(_key(job_id))
+
+
+def read_state(store: Store) -> QueueState:
+    try:
+        return QueueState.model_validate_json(store.get(STATE).data)
+    except (ObjectMissing, ValidationError):
+        return QueueState()
+
+
+def write_state(store: Store, state: QueueState) -> None:
+    store.put(STATE, state.model_dump_json().encode())
+
+
+def queue_rows(store: Store) -> list[JobRow]:
+    """The jobs that Ray does not know yet, with why each waits."""
+    waits = read_state(store).waits
+    return [
+        JobRow(job.job_id, job.run, QUEUED, job.request["entrypoint"], None, None, waits.get(job.job_id, JUST_CAME))
+        for job in read_queue(store)
+        if job.started_at is None
+    ]
+
+
+JUST_CAME = "the controller has not looked at it yet"
+
+
+def _read(store: Store, key: str) -> QueuedJob | None:
+    try:
+        return QueuedJob.model_validate_json(store.get(key).data)
+    except (ObjectMissing, ValidationError):
+        return None
+
+
+def _key(job_id: str) -> str:
+    return f"queue/jobs/{check_segment(job_id, what='job id')}.json"

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from heliostat.definition import GateRules
-from heliostat.errors import AppNotReady, GateRefused
+from heliostat.definition import GateRules, ReleaseRules
+from heliostat.errors import AppError, AppNotReady, GateRefused, ReleaseConflict, ReleaseRolledBack
 from heliostat.promote.gate import Verdict, judge, store_verdict
+from heliostat.promote.records import PRODUCTION, commit, read_release, write_release
+from heliostat.promote.release import Release, go_live, propose, settle
+from heliostat.promote.release import roll_back as _rolled_back
 from heliostat.registry import (
     Alias,
     Artifact,
     ArtifactMetadata,
     Lineage,
     get_alias,
-    move_alias,
+    must_get_alias,
     publish,
     resolve,
+    rollback_alias,
 )
 from heliostat.serve.reports import ReplicaReport, living, read_reports
 from heliostat.store import Store
 from heliostat.train.job import TrainedModel
-
-PRODUCTION = "production"
 
 
 def publish_trained(store: Store, trained: TrainedModel, *, name: str) -> Artifact:
@@ -62,12 +64,23 @@ def judge_candidate(store: Store, artifact: Artifact, rules: GateRules) -> Verdi
     return verdict
 
 
-def promote(
-    store: Store, artifact: Artifact, verdict: Verdict, *, who: str, why: str, force: str | None = None
-) -> Alias:
-    """Move `production` to this version by compare-and-swap. Raises GateRefused, or AliasMoved naming who won.
+def release(
+    store: Store,
+    app: str,
+    artifact: Artifact,
+    verdict: Verdict,
+    *,
+    rules: ReleaseRules,
+    who: str,
+    why: str,
+    force: str | None = None,
+) -> Release:
+    """Begin the release of a version; the controller takes it on from there. Returns the record, under way or over.
 
-    `force` is the reason for promoting against the verdict; it is kept in the alias's history.
+    Repeated for the version that is on trial or in production already, it changes nothing. Raises GateRefused, or
+    ReleaseConflict, which names who was first. `force` is the reason for going against the verdict; the history keeps
+    it. A first version, and one for an application that is asleep, is live at once: nobody answers meanwhile, and the
+    first replica that wakes tries it beside the version before.
     """
     if not verdict.passed and force is None:
         failed = "; ".join(reason.text for reason in verdict.reasons if not reason.passed)
@@ -75,18 +88,112 @@ def promote(
             f"{artifact.name} v{artifact.version} did not pass: {failed}",
             do='train a better one, or promote with --force "REASON"',
         )
-    current = get_alias(store, artifact.name, PRODUCTION)
-    if current is not None and current.version == artifact.version:
-        return current
-    return move_alias(
-        store,
-        name=artifact.name,
-        alias=PRODUCTION,
-        to_version=artifact.version,
-        expected_version=None if current is None else current.version,
-        who=who,
-        why=why if force is None else f"{why} (forced: {force})",
-    )
+    found = read_release(store, app)
+    record, etag = (None, None) if found is None else found
+    alias = get_alias(store, artifact.name, PRODUCTION)
+    stable = None if alias is None else alias.version
+    if record is not None and record.candidate == artifact.version and record.model == artifact.name:
+        proposed = record
+    elif record is not None and stable == artifact.version and record.stable == stable:
+        return record
+    else:
+        proposed = propose(
+            record, app=app, model=artifact.name, stable=stable, candidate=artifact.version, who=who, why=why,
+            forced=None if verdict.passed else force, rules=rules, now=time.time(),
+        )  # fmt: skip
+        write_release(store, proposed, etag=etag)
+    first = proposed.stable in (None, artifact.version)
+    if not first and living(read_reports(store, app), time.time()):
+        return proposed
+    return _release_asleep(store, proposed, first=first, who=who)
+
+
+def _release_asleep(store: Store, proposed: Release, *, first: bool, who: str) -> Release:
+    entry = proposed.last
+    why = "there is no other" if first else "no replica was up: it is tried when one wakes"
+    live = go_live(proposed, who=who, why=f"{entry.why}; {why}", now=time.time())
+    if first:
+        live = live.model_copy(update={"previous": None})
+    found = read_release(store, proposed.app)
+    if found is None or found[0].generation != proposed.generation:
+        return proposed if found is None else found[0]  # the controller was quicker
+    commit(store, proposed, live, etag=found[1])
+    return live
+
+
+def roll_back(store: Store, app: str, model: str, *, who: str, why: str) -> Alias:
+    """End the release that goes on, or take back the last one that is over. Returns where production points then.
+
+    Raises RegistryError where there is no earlier version, ReleaseConflict where somebody else acts meanwhile.
+    """
+    found = read_release(store, app)
+    if found is not None and found[0].is_under_way:
+        record, etag = found
+        commit(store, record, _rolled_back(record, who=who, why=why, now=time.time()), etag=etag)
+        return must_get_alias(store, model, PRODUCTION)
+    alias = rollback_alias(store, name=model, alias=PRODUCTION, who=who, why=why)
+    if found is not None:
+        settled = settle(found[0], stable=alias.version, who=who, why=why, now=time.time())
+        write_release(store, settled, etag=found[1])
+    return alias
+
+
+def wait_released(
+    store: Store,
+    app: str,
+    release_id: str,
+    artifact: Artifact,
+    *,
+    limit_s: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Release, list[ReplicaReport]]:
+    """Until the release is live and every living replica reports its digest. `progress` hears of every state.
+
+    Raises ReleaseRolledBack with the reason, ReleaseConflict where another release took its place, and AppNotReady
+    where neither has happened in time: the controller goes on with it all the same.
+    """
+    deadline = time.monotonic() + limit_s
+    told = 0
+    while True:
+        record = must_read_release(store, app)
+        told = _tell(record, release_id, told, progress)
+        if record.id != release_id:
+            raise ReleaseConflict(
+                f"another release of {app} took its place: {record.last.who} ({record.last.why})",
+                do="heliostat app history",
+            )
+        if record.state == "rolled_back":
+            raise ReleaseRolledBack(
+                f"{artifact.name} v{artifact.version} was rolled back: {record.last.why}",
+                where=app,
+                do="the version before answers; heliostat app history has the numbers",
+            )
+        reports = living(read_reports(store, app), time.time())
+        if record.state == "live" and all(report.digest == artifact.digest for report in reports):
+            return record, reports
+        if time.monotonic() > deadline:
+            said = {report.replica: report.error or f"serves v{report.version}" for report in reports}
+            raise AppNotReady(
+                f"the release of {artifact.name} v{artifact.version} is {record.state} after {limit_s:.0f} s "
+                f"({record.last.why}): {json.dumps(said)}",
+                do="it goes on by itself; ask heliostat app status, or end it with heliostat app rollback",
+            )
+        time.sleep(0.2)
+
+
+def _tell(record: Release, release_id: str, told: int, progress: Callable[[str], None]) -> int:
+    own = [entry for entry in record.history if entry.release == release_id]
+    for entry in own[told:]:
+        progress(f"{entry.state}: {entry.why}")
+    return max(told, len(own))
+
+
+def must_read_release(store: Store, app: str) -> Release:
+    """Raises AppError where nothing was ever released."""
+    found = read_release(store, app)
+    if found is None:
+        raise AppError(f"{app} has no release yet", do="heliostat app release")
+    return found[0]
 
 
 def wait_live(store: Store, app: str, artifact: Artifact, *, limit_s: float) -> list[ReplicaReport]:

@@ -11,6 +11,7 @@ from functools import partial
 
 from heliostat.controller.duty import Duty, World
 from heliostat.controller.lease import take_lease
+from heliostat.controller.releases import Releases
 from heliostat.controller.serving import Serving
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool, ship_spool
@@ -25,7 +26,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving()]
+    return [Serving(), Releases()]
 
 
 class Controller:

@@ -174,6 +174,25 @@ class GateRules(Part):
     """How much worse than the version in production it may be, in either metric."""
 
 
+class ReleaseRules(Part):
+    """How a version takes over from the one before, and what sends it back."""
+
+    shadow: Share = 0.5
+    """Share of the requests that a new version is given as well before it answers any; what it says is compared."""
+    canary: Share = 0.2
+    """Share of the requests that it answers before it gets all."""
+    requests: int = Field(default=20, ge=1)
+    """Requests that each of the two stages takes; five times as many prove it when it has all."""
+    patience: Duration = Duration.parse("30s")
+    """A stage that has not seen as many by then ends with those that came; at once where none come."""
+    max_error_rate: Share = 0.01
+    """Of the requests that the version before could answer."""
+    max_latency_ratio: float = Field(default=3.0, gt=1)
+    """Its median latency to that of the version before."""
+    max_disagreement: Share = 0.5
+    """Answers that differ from those of the version before: labels, or vectors that point elsewhere."""
+
+
 class Application(Part):
     recipe: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """module:Class of a serving recipe."""
@@ -196,6 +215,7 @@ class Application(Part):
     keys: tuple[Name, ...] = Field(default=(), strict=False)
     """Names of the API keys that open it; never keys themselves."""
     gate: GateRules = GateRules()
+    release: ReleaseRules = ReleaseRules()
 
 
 class JobSpec(Part):

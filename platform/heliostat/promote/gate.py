@@ -65,6 +65,12 @@ def store_verdict(store: Store, artifact: Artifact, verdict: Verdict) -> str:
             number += 1  # another judge was first, or this is our own and is kept twice: harmless
 
 
+def last_verdict(store: Store, model: str, version: int) -> Verdict | None:
+    """The newest verdict on a version, None where it was never judged."""
+    keys = sorted(info.key for info in store.list(f"models/{model}/verdicts/v{version}"))
+    return Verdict.model_validate_json(store.get(keys[-1]).data) if keys else None
+
+
 def _at_least(metric: str, metrics: Mapping[str, float], limit: float, *, rule: str) -> Reason:
     value = metrics.get(metric, float("nan"))
     passed = value >= limit - TOLERANCE  # False for NaN

@@ -2,19 +2,21 @@
 
 `build(args)` is the application builder that Serve's REST configuration names. One replica: loads the artifact that
 the alias points to, warms it up, answers; a thread of its own watches the alias and takes over a new version between
-two batches, without a restart. A request is answered by one version, the one that tokenised it.
+two batches, without a restart. A request is answered by one version, the one that tokenised it. While a release goes
+on, it holds two versions (trial.py): which of them answers what is the release record's business.
 
 Here is a replica's life; its HTTP is in endpoint.py, which needs no Ray.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -23,11 +25,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from heliostat.cluster.fence import keep_replica_on_loopback
-from heliostat.errors import HeliostatError
+from heliostat.errors import HeliostatError, StoreError
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
+from heliostat.promote.records import read_release
+from heliostat.promote.release import Trial, trial
+from heliostat.promote.tally import Tally
 from heliostat.registry import Artifact, load_files, node_cache, resolve
-from heliostat.serve.api import Loaded
+from heliostat.serve.api import Api, Loaded
 from heliostat.serve.endpoint import Endpoint
 from heliostat.serve.fit import check_fit, memory_limit
 from heliostat.serve.keys import KeyRing, key_digest, read_keys
@@ -37,6 +42,7 @@ from heliostat.serve.narrow import DType, narrow
 from heliostat.serve.recipe import Recipe
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
 from heliostat.serve.scaling import Demand
+from heliostat.serve.trial import TrialRun
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 
@@ -46,6 +52,7 @@ keep_replica_on_loopback()
 WATCH_S = 0.5
 REPORT_S = 2.0
 USE_S = 30.0  # how often teams' use goes to the meter, as sums of this replica's life; a kill loses no more
+DRAIN_S = 10.0  # what the version that leaves may take to end what it has begun
 KEYS_S = 5.0  # a revoked key opens nothing after this long
 
 
@@ -64,6 +71,8 @@ class AppArguments(BaseModel):
     cpus: float
     gpus: float
     label_selector: dict[str, str]
+    vram_bytes: int | None = None
+    """GPU memory that the group declares for a replica; None where it names no accelerator."""
 
 
 class Phases:
@@ -93,8 +102,9 @@ class ModelDeployment:
         self._spool = Spool(self._settings.spool, f"serve-{arguments.app}-{_replica_id()}")
         begun = time.time()
         phases = Phases()
-        self._artifact, loaded = self._load(resolve(self._store, arguments.model), phases)
-        self._api = make_api(loaded, app=arguments.app, budget_tokens=arguments.token_budget)
+        self._failed: Tally | None = None
+        self._artifact, loaded = self._load_first(phases)
+        self._api = self._make_api(loaded)
         self._keys = self._read_keys()
         self._endpoint = Endpoint(
             self._api,
@@ -108,6 +118,8 @@ class ModelDeployment:
         # The watcher alone writes these two and the keys.
         self._loaded_at = time.time()
         self._error: str | None = None
+        self._second: Api | None = None
+        self._beginning: _Beginning | None = None
         # The node's own phase is in its events; between the two lie placing and the process with its imports.
         self._emit("replica_ready", seconds=round(time.time() - begun, 3), phases=phases.seconds, began_at=begun)
         write_report(self._store, self._report())
@@ -137,21 +149,41 @@ class ModelDeployment:
         if hasattr(self, "_stop"):
             self._stop.set()
             self._api.close()
+            if self._second is not None:
+                self._second.close()
             self._emit("replica_ended", requests=self._endpoint.counts.requests, teams=self._teams())
             remove_report(self._store, self._arguments.app, _replica_id())
 
-    def _load(self, artifact: Artifact, phases: Phases) -> tuple[Artifact, Loaded[Recipe]]:
-        """One version, warm. Raises before anything is read where it does not fit, and before it answers where it is
-        not fit to serve.
+    def _make_api(self, loaded: Loaded[Recipe]) -> Api:
+        return make_api(loaded, app=self._arguments.app, budget_tokens=self._arguments.token_budget)
+
+    def _load_first(self, phases: Phases) -> tuple[Artifact, Loaded[Recipe]]:
+        """The version in production; where it cannot be loaded and is not proven yet, the one before it."""
+        artifact = resolve(self._store, self._arguments.model)
+        try:
+            return self._load(artifact, phases)
+        except Exception as problem:  # a recipe may raise anything while it loads
+            plan = self._plan()
+            if plan is None or plan.tried != artifact.version:
+                raise
+            log.exception("v%d cannot be loaded; v%d, which it replaced, is", plan.tried, plan.before)
+            error = f"{type(problem).__name__}: {problem}"
+            self._failed = Tally(release=plan.release, version=plan.tried, error=error)
+            return self._load(resolve(self._store, f"{artifact.name}:v{plan.before}"), phases)
+
+    def _load(
+        self, artifact: Artifact, phases: Phases, *, beside: Artifact | None = None
+    ) -> tuple[Artifact, Loaded[Recipe]]:
+        """One version, warm, with another one in memory `beside` it. Raises before anything is read where it does not
+        fit, and before it answers where it is not fit to serve.
         """
         recipe = _import(self._arguments.recipe)
         device = pick_device()
-        sizes = {path: entry.size for path, entry in artifact.manifest.files.items()}
-        check_fit(
-            recipe.memory_bytes(sizes),
-            memory_limit(device, gpus=self._arguments.gpus),
-            what=f"{artifact.name} v{artifact.version}",
-        )
+        what = f"{artifact.name} v{artifact.version}"
+        check_fit(_need(recipe, artifact), memory_limit(device, gpus=self._arguments.gpus), what=what)
+        if self._arguments.vram_bytes is not None:
+            taken = 0 if beside is None else _need(recipe, beside)
+            check_fit(_need(recipe, artifact), self._arguments.vram_bytes - taken, what=what)
         phases.next("import")
         files = load_files(self._store, artifact, cache=node_cache(self._settings.state_dir))
         phases.next("weights")
@@ -189,6 +221,7 @@ class ModelDeployment:
             queued_tokens=self._api.queued_tokens,
             teams=self._teams(),
             error=self._error,
+            trial=self._failed if self._endpoint.trial is None else self._endpoint.trial.tally(),
         )
 
     def _watch(self) -> None:
@@ -197,6 +230,7 @@ class ModelDeployment:
         used = self._teams()
         while not self._stop.wait(WATCH_S):
             self._take_over()
+            self._follow_release()
             self._metrics.tell(self._api.load, self._endpoint.counts, version=self._artifact.version)
             if self._arguments.keys and time.monotonic() - keys_at > KEYS_S:
                 keys_at = time.monotonic()
@@ -205,7 +239,8 @@ class ModelDeployment:
                 use_at, used = time.monotonic(), self._teams()
                 self._emit("team_use", teams=used)
             news = (self._artifact.version, self._error)
-            if news != told or time.monotonic() - told_at > REPORT_S:
+            on_trial = self._failed is not None or self._endpoint.trial is not None
+            if news != told or on_trial or time.monotonic() - told_at > REPORT_S:
                 try:
                     write_report(self._store, self._report())
                 except HeliostatError:  # the store is away: the next turn tries again
@@ -236,11 +271,103 @@ class ModelDeployment:
             return
         begun = time.time()
         phases = Phases()
-        artifact, loaded = self._load(artifact, phases)
-        self._api.take_over(loaded)
+        run = self._endpoint.trial
+        warm = None if run is None else run.holds(artifact.version)
+        if warm is not None:  # both are loaded: the switch is a pointer
+            self._second, self._api = self._api, warm
+            self._endpoint.replace(warm)
+            artifact = warm.loaded.identity  # type: ignore[assignment]  # what _load made it of
+        else:
+            self._end_trial()
+            artifact, loaded = self._load(artifact, phases, beside=self._artifact)
+            self._api.take_over(loaded)
         self._artifact = artifact
         self._loaded_at = time.time()
         self._emit("version_live", seconds=round(time.time() - begun, 3), phases=phases.seconds)
+
+    def _plan(self) -> Trial | None:
+        found = read_release(self._store, self._arguments.app)
+        return None if found is None else trial(found[0])
+
+    def _follow_release(self) -> None:
+        """Hold what the release record asks for. What goes wrong with the store is tried again."""
+        try:
+            self._follow(self._plan())
+        except HeliostatError:
+            log.warning("the release could not be followed", exc_info=True)
+
+    def _follow(self, plan: Trial | None) -> None:
+        run = self._endpoint.trial
+        if plan is None:
+            self._failed = None
+            self._end_trial()
+        elif run is not None and run.plan.release == plan.release:
+            run.plan = plan
+        elif self._failed is not None and self._failed.release == plan.release:
+            return  # it has been reported, and the release will be rolled back
+        elif self._beginning is None or self._beginning.plan.release != plan.release:
+            self._failed = None
+            self._end_trial()
+            if self._artifact.version in (plan.before, plan.tried):
+                self._beginning = _Beginning(plan)
+                # Loading may take minutes, and a replica that does not report is taken for gone.
+                threading.Thread(target=self._begin_trial, args=(self._beginning,), daemon=True).start()
+        elif self._beginning.run is not None:
+            run, self._beginning = self._beginning.run, None
+            self._second = run.before if run.tried is self._api else run.tried
+            run.plan, self._endpoint.trial = plan, run
+        elif self._beginning.failed is not None:
+            self._failed, self._beginning = self._beginning.failed, None
+
+    def _begin_trial(self, beginning: _Beginning) -> None:
+        """In a thread of its own: the other version, warm, and both on requests that nobody waits for."""
+        plan, mine, api = beginning.plan, self._artifact, self._api
+        wanted = plan.tried if mine.version == plan.before else plan.before
+        try:
+            other = resolve(self._store, f"{mine.name}:v{wanted}")
+            second = self._make_api(self._load_patiently(other, beside=mine))
+        except Exception as problem:  # a recipe may raise anything while it loads
+            log.exception("v%d could not be loaded beside v%d", wanted, mine.version)
+            if wanted == plan.tried:
+                error = f"{type(problem).__name__}: {problem}"
+                beginning.failed = Tally(release=plan.release, version=wanted, error=error)
+            else:  # nothing stands behind the new version here; it is no worse for that
+                beginning.failed = Tally(release=plan.release, version=mine.version, digest=mine.digest)
+            return
+        before, tried = (api, second) if wanted == plan.tried else (second, api)
+        run = TrialRun(plan, before=before, tried=tried)
+        asyncio.run(run.rehearse(self._endpoint.recent.all()))
+        with beginning.lock:
+            beginning.run = run
+            if beginning.is_over:
+                second.close()
+
+    def _load_patiently(self, artifact: Artifact, *, beside: Artifact) -> Loaded[Recipe]:
+        """A store that is away for a moment is no fault of the version."""
+        for pause_s in (1.0, 3.0, 9.0):
+            try:
+                return self._load(artifact, Phases(), beside=beside)[1]
+            except StoreError:
+                log.warning("v%d could not be read; again in %.0f s", artifact.version, pause_s, exc_info=True)
+                time.sleep(pause_s)
+        return self._load(artifact, Phases(), beside=beside)[1]
+
+    def _end_trial(self) -> None:
+        """One version is enough again; what the other one is doing ends first."""
+        run, self._endpoint.trial = self._endpoint.trial, None
+        second, self._second = self._second, None
+        if self._beginning is not None:
+            with self._beginning.lock:
+                self._beginning.is_over = True
+                if (run := self._beginning.run) is not None:
+                    second = run.before if run.tried is self._api else run.tried
+        self._beginning = None
+        if run is None or second is None:
+            return
+        until = time.monotonic() + DRAIN_S
+        while run.is_busy and time.monotonic() < until:
+            time.sleep(0.05)
+        second.close()
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(
@@ -253,6 +380,22 @@ class ModelDeployment:
             digest=self._artifact.digest,
             **fields,
         )
+
+
+@dataclass
+class _Beginning:
+    """A trial whose second version is being loaded."""
+
+    plan: Trial
+    run: TrialRun | None = None
+    failed: Tally | None = None
+    is_over: bool = False
+    """Nobody waits for it any more: what it loads is dropped."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _need(recipe: type[Recipe], artifact: Artifact) -> int:
+    return recipe.memory_bytes({path: entry.size for path, entry in artifact.manifest.files.items()})
 
 
 def _import(recipe: str) -> type[Recipe]:

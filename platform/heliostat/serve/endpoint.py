@@ -24,6 +24,7 @@ from heliostat.serve.errors import RequestError, model_failed
 from heliostat.serve.keys import KeyRing
 from heliostat.serve.openapi import describe
 from heliostat.serve.requests import Exchange, open_exchange, read_body, read_deadline
+from heliostat.serve.trial import SESSION, Recent, TrialRun
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -89,6 +90,13 @@ class Endpoint:
         self._keys = keys
         self._admission = Admission(max_queue_s)
         self.counts = Counts()
+        self.trial: TrialRun | None = None
+        """Two versions that answer side by side, while a release goes on; the replica's watcher sets it."""
+        self.recent = Recent()
+
+    def replace(self, api: Api) -> None:
+        """Answer with another API from the next request on; what runs ends with the old one."""
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application for any ASGI server; requests alone, no websockets."""
@@ -135,9 +143,22 @@ class Endpoint:
         if operation.method == "POST":
             self._admit(held=HELD in request.headers)
             body = await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s)
-        response = await operation.handler(Sent(body, request.headers.get("content-type", "")), exchange)
+        response = await self._respond(
+            operation, Sent(body, request.headers.get("content-type", "")), request, exchange
+        )
         if operation.method == "POST" and not isinstance(response, StreamingResponse):
             self._count(exchange)
+        return response
+
+    async def _respond(self, operation: Operation, sent: Sent, request: Request, exchange: Exchange) -> Response:
+        if operation.method != "POST":
+            return await operation.handler(sent, exchange)
+        trial = self.trial
+        if trial is None:
+            response = await operation.handler(sent, exchange)
+        else:
+            response = await trial.answer(operation, sent, exchange, session=request.headers.get(SESSION))
+        self.recent.add(operation.path, sent)
         return response
 
     def _find(self, method: str, path: str) -> Operation:

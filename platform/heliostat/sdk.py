@@ -25,10 +25,11 @@ from heliostat import flow
 from heliostat.cluster import embedded, reclaim
 from heliostat.cluster.nodes import NodeRecord, read_nodes
 from heliostat.commit import Moved
-from heliostat.definition import ClusterDefinition
+from heliostat.definition import Application, ClusterDefinition
 from heliostat.definition import load as load_definition
 from heliostat.errors import ClusterNotUp, JobError, UnknownModel, UsageError
 from heliostat.events import Event, read_events
+from heliostat.flow import Flow
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
 from heliostat.names import check_name, version_name
 from heliostat.promote.gate import Verdict, last_verdict
@@ -453,8 +454,9 @@ class Apps:
         definition = self._platform.definition
         spec = _known(definition.applications, name, "application")
         groups = definition.serving_groups(spec)
-        limit = declared_limit((definition.groups[group] for group in groups), gpus=spec.gpus_per_replica)
-        desired.deploy(self._platform.store, self._platform.settings, name, spec, groups=groups, vram_bytes=limit)
+        desired.deploy(
+            self._platform.store, self._platform.settings, name, spec, groups=groups, vram_bytes=self._vram_limit(spec)
+        )
 
     def remove(self, name: str) -> None:
         desired.remove(self._platform.store, name)
@@ -474,7 +476,14 @@ class Apps:
 
     def judge(self, name: str, artifact: Artifact) -> Verdict:
         spec = _known(self._platform.definition.applications, name, "application")
-        return flow.judge_candidate(self._platform.store, artifact, spec.gate)
+        return flow.judge_candidate(
+            self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec)
+        )
+
+    def _vram_limit(self, spec: Application) -> int | None:
+        definition = self._platform.definition
+        groups = (definition.groups[group] for group in definition.serving_groups(spec))
+        return declared_limit(groups, gpus=spec.gpus_per_replica)
 
     def release(
         self,
@@ -497,6 +506,33 @@ class Apps:
         record, reports = flow.wait_released(store, name, begun.id, artifact, limit_s=limit_s, progress=progress)
         return Released(
             artifact, verdict, must_get_alias(store, artifact.name, PRODUCTION), tuple(reports), record
+        )
+
+    def flow(
+        self,
+        name: str,
+        *,
+        why: str = "flow",
+        arguments: Sequence[str] = (),
+        force: str | None = None,
+        limit_s: float = 3600,
+        progress: Progress = lambda _: None,
+    ) -> Flow:
+        """Train, publish, judge, release: from where the last flow of the application was left, or a new one.
+
+        Raises JobFailed, GateRefused, ReleaseRolledBack; see `heliostat.flow.run`.
+        """
+        return flow.run_flow(
+            self._platform.settings,
+            self._platform.store,
+            self._platform.definition,
+            name,
+            who=_user(),
+            why=why,
+            arguments=arguments,
+            force=force,
+            limit_s=limit_s,
+            progress=progress,
         )
 
     def rollback(self, name: str, *, why: str, limit_s: float = 60) -> Alias:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,6 +108,42 @@ def app_rollback(
 
     alias = Platform.connect(cluster).apps.rollback(name, why=why)
     print_progress(f"{name} serves v{alias.version}")
+
+
+@apps.command("flow", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def app_flow(
+    name: str,
+    context: typer.Context,
+    why: Annotated[str, typer.Option(help="The reason, kept in the history.")] = "flow",
+    force: Annotated[str | None, typer.Option(help="Release against the verdict, with this reason.")] = None,
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """Train, publish, judge and release. Killed, the same command goes on where it was left. After --, the job's own
+    arguments.
+    """
+    from heliostat.sdk import Platform
+
+    done = Platform.connect(cluster).apps.flow(
+        name, why=why, force=force, arguments=[a for a in context.args if a != "--"], progress=_once(print_progress)
+    )
+    if json:
+        print_json(done)
+    else:
+        print_table(("step", "what"), [(line.step, line.what) for line in done.done])
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """The same line again says nothing."""
+    last = ""
+
+    def told(line: str) -> None:
+        nonlocal last
+        if line != last:
+            last = line
+            tell(line)
+
+    return told
 
 
 @apps.command("history")

@@ -57,6 +57,7 @@ NOT_EMBEDDED = {
 NOT_KUBERAY = {
     "ports.*": "every pod has an address of its own",
     "applications.*.gate.*": "no object has it: read when a version is promoted",
+    "applications.*.release.*": "no object has it: read while a version is released",
 }
 
 

@@ -172,6 +172,18 @@ class GateRules(Part):
     min_macro_f1: Share = 0.0
     max_drop: Share = 0.0
     """How much worse than the version in production it may be, in either metric."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """With which that must be shown, where both were scored on the same examples; else their metrics are compared."""
+    slices: dict[str, Share] = Field(default_factory=dict)
+    """Least accuracy on parts of the held-out examples, by their names."""
+    max_slice_drop: Share | None = None
+    """How much worse than the version in production it may be on any such part, with the same confidence."""
+    max_size: Bytes | None = None
+    """Of all its files together."""
+    licences: tuple[str, ...] = Field(default=(), strict=False)
+    """Those that are allowed; all, if none is named."""
+    whole_lineage: bool = False
+    """Job, code version and dataset must be known."""
 
 
 class ReleaseRules(Part):

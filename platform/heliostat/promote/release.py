@@ -8,6 +8,8 @@
 - *canary*: it answers a share of the requests, sticky by session. What it fails at, the stable version answers.
 - *live*: `production` points at it and it answers everything. The version before stays warm and answers what the new
   one fails at, until enough requests have proven it; only then is `previous` empty.
+- Where the two do not fit into a replica's memory together, one replica after the other gives up the old version for the
+  new one (`turn`), and its requests wait meanwhile: the history says for how long before it begins.
 - *rolled_back*: at any time before that, by a fault that is written into the history with its numbers.
 
 The alias is the commit: it is moved first, and the record follows. Whoever is killed between the two finds the alias
@@ -86,6 +88,8 @@ class Release(BaseModel):
     """Of the requests, that the candidate answers."""
     shadow: float = 0.0
     """Of the others, that it is given as well."""
+    turn: tuple[str, ...] = ()
+    """Replicas that hold the candidate alone, where both do not fit: one after the other."""
     since: float
     """When the state began."""
     history: tuple[Entry, ...] = ()
@@ -112,6 +116,8 @@ class Trial:
     """Of the requests, that the tried one is given first."""
     shadow: float
     """Of the requests, that both are given."""
+    turn: tuple[str, ...] = ()
+    """Replicas that are to hold the tried one alone."""
 
 
 def trial(record: Release | None) -> Trial | None:
@@ -119,7 +125,7 @@ def trial(record: Release | None) -> Trial | None:
     if record is None:
         return None
     if record.candidate is not None and record.stable is not None:
-        return Trial(record.id, record.stable, record.candidate, record.share, record.shadow)
+        return Trial(record.id, record.stable, record.candidate, record.share, record.shadow, record.turn)
     if record.previous is not None and record.stable is not None:
         return Trial(record.id, record.previous, record.stable, 1.0, record.shadow)
     return None
@@ -180,7 +186,7 @@ def go_live(record: Release, *, who: str, why: str, now: float, numbers: dict[st
     """The candidate is in production; what it replaced stays warm."""
     return _enter(
         record, "live", who=who, why=why, now=now, numbers=numbers,
-        stable=record.candidate, candidate=None, previous=record.stable, share=1.0,
+        stable=record.candidate, candidate=None, previous=record.stable, share=1.0, turn=(),
     )  # fmt: skip
 
 
@@ -189,14 +195,14 @@ def roll_back(record: Release, *, who: str, why: str, now: float, numbers: dict[
     good = record.previous if record.previous is not None else record.stable
     return _enter(
         record, "rolled_back", who=who, why=why, now=now, numbers=numbers,
-        stable=good, candidate=None, previous=None, share=0.0,
+        stable=good, candidate=None, previous=None, share=0.0, turn=(),
     )  # fmt: skip
 
 
 def settle(record: Release, *, stable: int, who: str, why: str, now: float) -> Release:
     """Production was moved by hand: the record follows, and what was on trial is over."""
     return _enter(
-        record, "rolled_back", who=who, why=why, now=now, stable=stable, candidate=None, previous=None, share=0.0
+        record, "rolled_back", who=who, why=why, now=now, stable=stable, candidate=None, previous=None, share=0.0, turn=()
     )
 
 
@@ -230,6 +236,9 @@ def _advance(record: Release, seen: Observed, rules: ReleaseRules, now: float) -
     passed = now - record.since
     if record.state == "proposed" and not seen.tallies and passed >= IDLE_S:
         return go_live(record, who="controller", why="no replica is up: it is tried when one wakes", now=now)
+    alone = [tally for tally in own if tally.alone]
+    if alone and len(own) == len(seen.tallies) and record.candidate is not None:
+        return _one_by_one(record, own, seen, rules, now)
     if not own or len(own) < len(seen.tallies) or not all(tally.digest for tally in own):
         if record.state == "proposed" and passed >= LOAD_S:
             return roll_back(record, who="controller", why=f"not loaded everywhere within {LOAD_S:.0f} s", now=now)
@@ -249,6 +258,31 @@ def _advance(record: Release, seen: Observed, rules: ReleaseRules, now: float) -
         return go_live(record, who="controller", why=why, now=now, numbers=numbers)
     why = f"proven by {total.requests} requests"
     return _enter(record, "live", who="controller", why=why, now=now, numbers=numbers, previous=None)
+
+
+def _one_by_one(record: Release, own: Sequence[Tally], seen: Observed, rules: ReleaseRules, now: float) -> Release:
+    """The next replica takes the candidate alone, once those before it have answered enough."""
+    there = {tally.replica: tally for tally in own}
+    turn = tuple(replica for replica in record.turn if replica in there)
+    if any(not there[replica].digest for replica in turn):
+        return record  # it is loading
+    total = add(own)
+    if turn and not _has_seen_enough(record, total, seen, rules, now - record.since):
+        return record
+    waiting = sorted(replica for replica, tally in there.items() if not tally.digest)
+    numbers = figures(total)
+    if not waiting:
+        why = f"{len(turn)} replicas hold it alone and answered {total.requests} requests"
+        return go_live(record, who="controller", why=why, now=now, numbers=numbers)
+    hold_s = there[waiting[0]].hold_s
+    why = (
+        f"both versions do not fit into the memory of a replica: {waiting[0]} takes the new one alone, and holds its "
+        f"requests for about {hold_s:.0f} s"
+    )
+    return _enter(
+        record, "canary", who="controller", why=why, now=now, numbers=numbers, turn=(*turn, waiting[0]),
+        share=(len(turn) + 1) / len(own),
+    )  # fmt: skip
 
 
 def _has_seen_enough(record: Release, total: Tally, seen: Observed, rules: ReleaseRules, passed: float) -> bool:

@@ -56,8 +56,11 @@ class Tally(BaseModel):
     """What the replica has loaded of it; "" while it has nothing."""
     error: str | None = None
     """Why it could not be loaded."""
+    replica: str = ""
     alone: bool = False
-    """It did not fit beside the version before, so this replica holds the new one alone."""
+    """It does not fit beside the version before: this replica has to give that one up for it."""
+    hold_s: float = 0.0
+    """For how long its requests would then wait, by what its own start took."""
     probed: int = 0
     """Recent requests, or the recipe's examples, that both answered when it was loaded: nobody waited for them."""
     shadowed: int = 0

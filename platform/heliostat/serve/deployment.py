@@ -34,7 +34,7 @@ from heliostat.promote.tally import Tally
 from heliostat.registry import Artifact, load_files, node_cache, resolve
 from heliostat.serve.api import Api, Loaded
 from heliostat.serve.endpoint import Endpoint
-from heliostat.serve.fit import check_fit, memory_limit
+from heliostat.serve.fit import check_fit, fits, memory_limit
 from heliostat.serve.keys import KeyRing, key_digest, read_keys
 from heliostat.serve.kinds import make_api, warm_up
 from heliostat.serve.metrics import ReplicaMetrics
@@ -42,7 +42,7 @@ from heliostat.serve.narrow import DType, narrow
 from heliostat.serve.recipe import Recipe
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
 from heliostat.serve.scaling import Demand
-from heliostat.serve.trial import TrialRun
+from heliostat.serve.trial import Held, TrialRun
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 
@@ -103,6 +103,8 @@ class ModelDeployment:
         begun = time.time()
         phases = Phases()
         self._failed: Tally | None = None
+        """What is said of a release in which this replica holds no second version."""
+        self._changing: threading.Thread | None = None
         self._artifact, loaded = self._load_first(phases)
         self._api = self._make_api(loaded)
         self._keys = self._read_keys()
@@ -120,7 +122,9 @@ class ModelDeployment:
         self._error: str | None = None
         self._second: Api | None = None
         self._beginning: _Beginning | None = None
+        self._planned: Trial | None = None
         # The node's own phase is in its events; between the two lie placing and the process with its imports.
+        self._start_s = sum(phases.seconds.values())
         self._emit("replica_ready", seconds=round(time.time() - begun, 3), phases=phases.seconds, began_at=begun)
         write_report(self._store, self._report())
         self._stop = threading.Event()
@@ -179,11 +183,8 @@ class ModelDeployment:
         """
         recipe = _import(self._arguments.recipe)
         device = pick_device()
-        what = f"{artifact.name} v{artifact.version}"
-        check_fit(_need(recipe, artifact), memory_limit(device, gpus=self._arguments.gpus), what=what)
-        if self._arguments.vram_bytes is not None:
-            taken = 0 if beside is None else _need(recipe, beside)
-            check_fit(_need(recipe, artifact), self._arguments.vram_bytes - taken, what=what)
+        for limit in self._limits(beside):
+            check_fit(_need(recipe, artifact), limit, what=f"{artifact.name} v{artifact.version}")
         phases.next("import")
         files = load_files(self._store, artifact, cache=node_cache(self._settings.state_dir))
         phases.next("weights")
@@ -193,6 +194,22 @@ class ModelDeployment:
         warm_up(model)
         phases.next("warm_up")
         return artifact, Loaded(artifact, model)
+
+    def _limits(self, beside: Artifact | None) -> list[int | None]:
+        """What another version may take, in bytes: what the device has free, and what the group declares."""
+        declared = self._arguments.vram_bytes
+        if declared is not None and beside is not None:
+            declared -= _need(_import(self._arguments.recipe), beside)
+        return [memory_limit(pick_device(), gpus=self._arguments.gpus), declared]
+
+    def _fits_only_alone(self, artifact: Artifact, *, beside: Artifact) -> bool:
+        recipe = _import(self._arguments.recipe)
+        need = _need(recipe, artifact)
+        together = all(fits(need, limit) for limit in self._limits(beside))
+        device, declared = self._limits(None)
+        # On a device the old version's memory will be free once it has gone.
+        freed = None if device is None else device + _need(recipe, beside)
+        return not together and fits(need, freed) and fits(need, declared)
 
     def _read_keys(self) -> KeyRing:
         key = self._settings.api_key
@@ -221,16 +238,21 @@ class ModelDeployment:
             queued_tokens=self._api.queued_tokens,
             teams=self._teams(),
             error=self._error,
-            trial=self._failed if self._endpoint.trial is None else self._endpoint.trial.tally(),
+            trial=self._tally(),
         )
+
+    def _tally(self) -> Tally | None:
+        run = self._endpoint.trial
+        return self._failed if run is None else run.tally().model_copy(update={"replica": _replica_id()})
 
     def _watch(self) -> None:
         told, told_at = (self._artifact.version, self._error), 0.0
         keys_at = use_at = time.monotonic()
         used = self._teams()
         while not self._stop.wait(WATCH_S):
-            self._take_over()
-            self._follow_release()
+            if self._changing is None or not self._changing.is_alive():
+                self._take_over()
+                self._follow_release()
             self._metrics.tell(self._api.load, self._endpoint.counts, version=self._artifact.version)
             if self._arguments.keys and time.monotonic() - keys_at > KEYS_S:
                 keys_at = time.monotonic()
@@ -266,8 +288,15 @@ class ModelDeployment:
             self._error = error
 
     def _take_over_if_moved(self) -> None:
+        plan = self._planned = self._plan()
         artifact = resolve(self._store, self._arguments.model)
+        failed = self._failed is not None and self._failed.error is not None
+        if plan is not None and _replica_id() in plan.turn and not failed:
+            artifact = resolve(self._store, f"{artifact.name}:v{plan.tried}")
         if artifact.version == self._artifact.version:
+            return
+        if self._fits_only_alone(artifact, beside=self._artifact):
+            self._change(artifact, plan)
             return
         begun = time.time()
         phases = Phases()
@@ -285,6 +314,47 @@ class ModelDeployment:
         self._loaded_at = time.time()
         self._emit("version_live", seconds=round(time.time() - begun, 3), phases=phases.seconds)
 
+    def _change(self, artifact: Artifact, plan: Trial | None) -> None:
+        """One version for another that does not fit beside it, while requests wait; in a thread, so that this replica
+        goes on reporting.
+        """
+        self._end_trial()
+        self._changing = threading.Thread(target=self._give_way, args=(artifact, plan), daemon=True)
+        self._changing.start()
+
+    def _give_way(self, artifact: Artifact, plan: Trial | None) -> None:
+        begun, before = time.time(), self._artifact
+        self._endpoint.hold = True
+        until = time.monotonic() + DRAIN_S
+        time.sleep(WATCH_S / 10)
+        while (self._endpoint.in_flight or self._api.queued_tokens) and time.monotonic() < until:
+            time.sleep(0.02)
+        try:
+            self._api.close()
+            self._put(Held(before))
+            _free_memory()
+            try:
+                loaded = self._load(artifact, Phases())[1]
+            except Exception as problem:  # a recipe may raise anything while it loads
+                log.exception("v%d could not be loaded; back to v%d", artifact.version, before.version)
+                error = f"{type(problem).__name__}: {problem}"
+                if plan is not None:
+                    self._failed = Tally(release=plan.release, version=artifact.version, error=error)
+                artifact = before
+                loaded = self._load(before, Phases())[1]
+            self._put(self._make_api(loaded))
+            self._artifact, self._loaded_at = artifact, time.time()
+            if plan is not None and artifact.version == plan.tried:
+                self._failed = None
+                self._endpoint.trial = TrialRun(plan, before=None, tried=self._api)
+        finally:
+            self._endpoint.hold = False
+        self._emit("version_live", seconds=round(time.time() - begun, 3), held=True)
+
+    def _put(self, api: Api) -> None:
+        self._api = api
+        self._endpoint.replace(api)
+
     def _plan(self) -> Trial | None:
         found = read_release(self._store, self._arguments.app)
         return None if found is None else trial(found[0])
@@ -292,7 +362,7 @@ class ModelDeployment:
     def _follow_release(self) -> None:
         """Hold what the release record asks for. What goes wrong with the store is tried again."""
         try:
-            self._follow(self._plan())
+            self._follow(self._planned)
         except HeliostatError:
             log.warning("the release could not be followed", exc_info=True)
 
@@ -304,7 +374,7 @@ class ModelDeployment:
         elif run is not None and run.plan.release == plan.release:
             run.plan = plan
         elif self._failed is not None and self._failed.release == plan.release:
-            return  # it has been reported, and the release will be rolled back
+            return  # what there is to say of it has been said
         elif self._beginning is None or self._beginning.plan.release != plan.release:
             self._failed = None
             self._end_trial()
@@ -314,7 +384,7 @@ class ModelDeployment:
                 threading.Thread(target=self._begin_trial, args=(self._beginning,), daemon=True).start()
         elif self._beginning.run is not None:
             run, self._beginning = self._beginning.run, None
-            self._second = run.before if run.tried is self._api else run.tried
+            self._second = self._other(run)
             run.plan, self._endpoint.trial = plan, run
         elif self._beginning.failed is not None:
             self._failed, self._beginning = self._beginning.failed, None
@@ -325,6 +395,11 @@ class ModelDeployment:
         wanted = plan.tried if mine.version == plan.before else plan.before
         try:
             other = resolve(self._store, f"{mine.name}:v{wanted}")
+            if wanted == plan.tried and self._fits_only_alone(other, beside=mine):
+                beginning.failed = Tally(
+                    release=plan.release, version=wanted, replica=_replica_id(), alone=True, hold_s=self._start_s
+                )
+                return
             second = self._make_api(self._load_patiently(other, beside=mine))
         except Exception as problem:  # a recipe may raise anything while it loads
             log.exception("v%d could not be loaded beside v%d", wanted, mine.version)
@@ -336,7 +411,10 @@ class ModelDeployment:
             return
         before, tried = (api, second) if wanted == plan.tried else (second, api)
         run = TrialRun(plan, before=before, tried=tried)
-        asyncio.run(run.rehearse(self._endpoint.recent.all()))
+        try:
+            asyncio.run(run.rehearse(self._endpoint.recent.all()))
+        except Exception:  # a mistake here must not hold up the release
+            log.exception("the versions could not be compared before the trial")
         with beginning.lock:
             beginning.run = run
             if beginning.is_over:
@@ -360,7 +438,7 @@ class ModelDeployment:
             with self._beginning.lock:
                 self._beginning.is_over = True
                 if (run := self._beginning.run) is not None:
-                    second = run.before if run.tried is self._api else run.tried
+                    second = self._other(run)
         self._beginning = None
         if run is None or second is None:
             return
@@ -368,6 +446,9 @@ class ModelDeployment:
         while run.is_busy and time.monotonic() < until:
             time.sleep(0.05)
         second.close()
+
+    def _other(self, run: TrialRun) -> Api | None:
+        return run.before if run.tried is self._api else run.tried
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(
@@ -392,6 +473,17 @@ class _Beginning:
     is_over: bool = False
     """Nobody waits for it any more: what it loads is dropped."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _free_memory() -> None:
+    """What a model that has gone still holds of the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _need(recipe: type[Recipe], artifact: Artifact) -> int:

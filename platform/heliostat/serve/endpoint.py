@@ -8,6 +8,7 @@ It runs in any ASGI server as well as in a Serve replica, so the tests drive wha
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("heliostat.access")
+
+HOLD_STEP_S = 0.02
 
 HELD = "x-heliostat-held"
 """Set by the holding server (hold.py) on what has waited for a replica; the front takes it from everybody else."""
@@ -93,6 +96,10 @@ class Endpoint:
         self.trial: TrialRun | None = None
         """Two versions that answer side by side, while a release goes on; the replica's watcher sets it."""
         self.recent = Recent()
+        self.in_flight = 0
+        """Requests that a model has."""
+        self.hold = False
+        """While set, requests wait: the replica has no model at this moment. The replica's watcher sets it."""
 
     def replace(self, api: Api) -> None:
         """Answer with another API from the next request on; what runs ends with the old one."""
@@ -137,8 +144,19 @@ class Endpoint:
         path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/")
         if path in ("/openapi.json", "/docs") and request.method == "GET":
             return describe(self._app, self._api, page=path == "/docs")
-        operation = self._find(request.method, path)
         read_deadline(exchange, request.headers)
+        while self.hold:  # the replica changes its model; nothing of this request has been read yet
+            if time.monotonic() > exchange.deadline_s:
+                raise exchange.expired()
+            await asyncio.sleep(HOLD_STEP_S)
+        self.in_flight += 1
+        try:
+            return await self._take(path, request, exchange)
+        finally:
+            self.in_flight -= 1
+
+    async def _take(self, path: str, request: Request, exchange: Exchange) -> Response:
+        operation = self._find(request.method, path)
         body = b""
         if operation.method == "POST":
             self._admit(held=HELD in request.headers)

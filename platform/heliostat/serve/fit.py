@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 def check_fit(need_bytes: int, limit_bytes: int | None, *, what: str) -> None:
     """Raises AppError where `what` needs more than there is; a limit of None (a CPU) refuses nothing."""
-    if limit_bytes is None or need_bytes <= limit_bytes:
+    if limit_bytes is None or fits(need_bytes, limit_bytes):
         return
     raise AppError(
         f"{what} needs {human_bytes(need_bytes)} of GPU memory and {human_bytes(limit_bytes)} are free for it",
         do="give the application a larger GPU or share (gpus_per_replica), or publish a smaller or narrower model",
     )
+
+
+def fits(need_bytes: int, limit_bytes: int | None) -> bool:
+    return limit_bytes is None or need_bytes <= limit_bytes
 
 
 def memory_limit(device: torch.device, *, gpus: float) -> int | None:

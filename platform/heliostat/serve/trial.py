@@ -15,15 +15,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from heliostat.inference.load import Load
 from heliostat.promote.release import Trial
 from heliostat.promote.tally import Latencies, Tally, bucket_of
-from heliostat.serve.api import Api, Operation, Sent
+from heliostat.serve.api import Api, Loaded, Operation, Sent
 from heliostat.serve.compare import Reading, compare, read
 from heliostat.serve.errors import NOT_FINITE, RequestError
 from heliostat.serve.recipe import EmbeddingModel, ItemModel
-from heliostat.serve.requests import DEADLINE_S, Exchange
+from heliostat.serve.requests import DEADLINE_S, Exchange, Identity
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -114,9 +115,11 @@ class _Outcome:
 
 
 class TrialRun:
-    """One release in this replica. `before` and `tried` are whole APIs, each with a queue of its own."""
+    """One release in this replica. `before` and `tried` are whole APIs, each with a queue of its own; without a
+    `before`, which did not fit beside it, nobody answers what the tried one fails at.
+    """
 
-    def __init__(self, plan: Trial, *, before: Api, tried: Api) -> None:
+    def __init__(self, plan: Trial, *, before: Api | None, tried: Api) -> None:
         self.plan = plan
         self.before, self.tried = before, tried
         self.counts = Counts()
@@ -129,7 +132,13 @@ class TrialRun:
             "tried": Latencies(buckets=dict(self.counts.tried)),
         }
         identity = self.tried.loaded.identity
-        return Tally(release=self.plan.release, version=identity.version, digest=identity.digest, **counts)
+        return Tally(
+            release=self.plan.release,
+            version=identity.version,
+            digest=identity.digest,
+            alone=self.before is None,
+            **counts,
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -137,37 +146,46 @@ class TrialRun:
 
     def holds(self, version: int) -> Api | None:
         """The API that has this version."""
-        return next((api for api in (self.before, self.tried) if api.loaded.identity.version == version), None)
+        return next((api for api in (self.before, self.tried) if api and api.loaded.identity.version == version), None)
 
     async def answer(self, operation: Operation, sent: Sent, exchange: Exchange, *, session: str | None) -> Response:
         """One request. Raises RequestError where the version known to be good refuses it too."""
         self.in_flight += 1
         try:
+            if self.before is None:
+                return await self._answer_alone(operation, sent, exchange)
             if _place(self.plan.release, session or exchange.request_id) < self.plan.share:
-                return await self._answer_tried(operation, sent, exchange)
-            return await self._answer_before(operation, sent, exchange)
+                return await self._answer_tried(self.before, operation, sent, exchange)
+            return await self._answer_before(self.before, operation, sent, exchange)
         finally:
             self.in_flight -= 1
 
-    async def _answer_before(self, operation: Operation, sent: Sent, exchange: Exchange) -> Response:
-        outcome = await _run(self.before, operation, sent, exchange)
+    async def _answer_alone(self, operation: Operation, sent: Sent, exchange: Exchange) -> Response:
+        outcome = await _run(self.tried, operation, sent, exchange)
+        self.counts.requests += 1
+        if outcome.error is None or outcome.error.status >= 500:
+            self._count_failure(None, outcome)
+        return _said(outcome)
+
+    async def _answer_before(self, before: Api, operation: Operation, sent: Sent, exchange: Exchange) -> Response:
+        outcome = await _run(before, operation, sent, exchange)
         if outcome.response is not None:
             _count(self.counts.before, outcome.seconds)
         if _place("copy", exchange.request_id) < self.plan.shadow:
             self._copy(self.tried, operation, sent, outcome)
         return _said(outcome)
 
-    async def _answer_tried(self, operation: Operation, sent: Sent, exchange: Exchange) -> Response:
+    async def _answer_tried(self, before: Api, operation: Operation, sent: Sent, exchange: Exchange) -> Response:
         outcome = await _run(self.tried, operation, sent, exchange, limit_s=self._limit_s())
         self.counts.requests += 1
         if outcome.failed == 0:
             _count(self.counts.tried, outcome.seconds)
             # What share answers is compared whole while it is small; later, a part of it.
             if self.plan.share < 1 or _place("copy", exchange.request_id) < self.plan.shadow:
-                self._copy(self.before, operation, sent, outcome)
+                self._copy(before, operation, sent, outcome)
             return _said(outcome)
         exchange.identity, exchange.items, exchange.tokens = None, 0, 0
-        known = await _run(self.before, operation, sent, exchange)
+        known = await _run(before, operation, sent, exchange)
         self._count_failure(known, outcome)
         return _said(known)
 
@@ -208,9 +226,9 @@ class TrialRun:
         self.counts.disagreed += difference.disagreed
         self.counts.drift += difference.drift
 
-    def _count_failure(self, before: _Outcome, tried: _Outcome) -> None:
-        """A failure is the tried version's where the other one had more to say."""
-        if tried.failed <= before.failed:
+    def _count_failure(self, before: _Outcome | None, tried: _Outcome) -> None:
+        """A failure is the tried version's where the other one had more to say, or where there is none to ask."""
+        if tried.failed <= (0 if before is None else before.failed):
             return
         self.counts.errors += 1
         self.counts.nans += tried.is_not_finite
@@ -218,6 +236,8 @@ class TrialRun:
 
     async def rehearse(self, recent: Sequence[tuple[str, Sent]]) -> None:
         """Both versions on requests that nobody waits for, before the first one is given to the tried one."""
+        if self.before is None:
+            return
         samples = list(recent) or list(_examples(self.before))
         until = time.monotonic() + PROBES_S
         for index, (path, sent) in enumerate(samples):
@@ -236,6 +256,24 @@ class TrialRun:
                     _count(self.counts.tried, tried.seconds)
                 self.counts.probed += 1
                 self._add(before, tried)
+
+
+class Held:
+    """Stands where no version is, while one gives way to another that does not fit beside it. Nobody is answered."""
+
+    operations: Sequence[Operation] = ()
+    max_body_bytes = 0
+    queued_tokens = 0
+    load = Load()
+
+    def __init__(self, identity: Identity) -> None:
+        self.loaded: Loaded[Any] = Loaded(identity, None)  # Any: there is none
+
+    def take_over(self, loaded: Loaded[Any]) -> None:
+        raise RuntimeError("there is no model to take over from")
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def find(api: Api, method: str, path: str) -> Operation | None:

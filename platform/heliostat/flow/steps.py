@@ -1,17 +1,14 @@
-"""The way forward: trained -> published -> judged -> promoted -> live. Each step takes values and may be repeated.
-
-This file and the command line know every layer; the layers do not know each other.
-"""
+"""The steps from a training's output to live, each by itself. Every one may be repeated."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from heliostat.definition import GateRules, ReleaseRules
 from heliostat.errors import AppError, AppNotReady, GateRefused, ReleaseConflict, ReleaseRolledBack
-from heliostat.promote.gate import Verdict, judge, store_verdict
+from heliostat.promote.gate import Facts, Verdict, facts_of, judge_facts, store_verdict
 from heliostat.promote.records import PRODUCTION, commit, read_release, write_release
 from heliostat.promote.release import Release, go_live, propose, settle
 from heliostat.promote.release import roll_back as _rolled_back
@@ -53,15 +50,25 @@ def publish_trained(store: Store, trained: TrainedModel, *, name: str) -> Artifa
     return publish(store, name=name, files=trained.read(store), metadata=metadata)
 
 
-def judge_candidate(store: Store, artifact: Artifact, rules: GateRules) -> Verdict:
-    """Against the thresholds, and against the version in production where there is one. The verdict is kept."""
-    current = get_alias(store, artifact.name, PRODUCTION)
-    before: Mapping[str, float] | None = None
-    if current is not None and current.version != artifact.version:
-        before = resolve(store, f"{artifact.name}:v{current.version}").metrics
-    verdict = judge(rules, artifact.metrics, before)
+def judge_candidate(
+    store: Store, artifact: Artifact, rules: GateRules, *, vram_limit: int | None = None
+) -> Verdict:
+    """`judge`, and the verdict is kept."""
+    verdict = judge(store, artifact, rules, vram_limit=vram_limit)
     store_verdict(store, artifact, verdict)
     return verdict
+
+
+def judge(store: Store, artifact: Artifact, rules: GateRules, *, vram_limit: int | None = None) -> Verdict:
+    """Against the rules, and against the version in production where there is one.
+
+    `vram_limit` is what the group declares for a replica, in bytes.
+    """
+    current = get_alias(store, artifact.name, PRODUCTION)
+    before: Facts | None = None
+    if current is not None and current.version != artifact.version:
+        before = facts_of(store, resolve(store, f"{artifact.name}:v{current.version}"))
+    return judge_facts(rules, facts_of(store, artifact), before, vram_limit=vram_limit)
 
 
 def release(

@@ -381,13 +381,18 @@ class Models:
         return self._platform.store
 
     def _running(self, name: str) -> Mapping[int, str]:
-        """The versions of the model that living replicas say they serve."""
-        return {
-            report.version: f"application {app.name} runs it"
-            for app in desired.read_desired(self._store)
-            if app.spec.model.partition("@")[0] == name
-            for report in living(read_reports(self._store, app.name), time.time())
-        }
+        """The versions of the model that living replicas say they serve, and those that a release goes on with."""
+        store, used = self._platform.store, dict[int, str]()
+        for app in desired.read_desired(store):
+            if app.spec.model.partition("@")[0] != name:
+                continue
+            found = read_release(store, app.name)
+            if found is not None:
+                on_trial = (found[0].candidate, found[0].previous)
+                used |= {version: f"application {app.name} releases it" for version in on_trial if version is not None}
+            reports = living(read_reports(store, app.name), time.time())
+            used |= {report.version: f"application {app.name} runs it" for report in reports}
+        return used
 
 
 @dataclass(frozen=True, repr=False)
@@ -476,9 +481,7 @@ class Apps:
 
     def judge(self, name: str, artifact: Artifact) -> Verdict:
         spec = _known(self._platform.definition.applications, name, "application")
-        return flow.judge_candidate(
-            self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec)
-        )
+        return flow.judge_candidate(self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec))
 
     def _vram_limit(self, spec: Application) -> int | None:
         definition = self._platform.definition
@@ -504,9 +507,7 @@ class Apps:
         spec, store = _known(self._platform.definition.applications, name, "application"), self._platform.store
         begun = flow.release(store, name, artifact, verdict, rules=spec.release, who=_user(), why=why, force=force)
         record, reports = flow.wait_released(store, name, begun.id, artifact, limit_s=limit_s, progress=progress)
-        return Released(
-            artifact, verdict, must_get_alias(store, artifact.name, PRODUCTION), tuple(reports), record
-        )
+        return Released(artifact, verdict, must_get_alias(store, artifact.name, PRODUCTION), tuple(reports), record)
 
     def flow(
         self,

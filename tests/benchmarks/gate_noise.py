@@ -43,10 +43,8 @@ def embed(per_intent: int) -> tuple[torch.Tensor, Ints]:
     names = intents.labels(examples)
     encoder = load_pretrained(pretrained_folder()).eval()
     tokens = load_tokenizer(pretrained_folder())([example.text for example in examples])
-    parts = []
     with torch.inference_mode():
-        for start in range(0, len(tokens), 64):
-            parts.append(encoder(*pack(tokens[start : start + 64])))
+        parts = [encoder(*pack(tokens[start : start + 64])) for start in range(0, len(tokens), 64)]
     return torch.cat(parts).clone(), np.array([names.index(example.label) for example in examples])
 
 

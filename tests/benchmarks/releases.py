@@ -1,6 +1,6 @@
 """Releases under constant load, as deployed: what clients notice of good ones, and what becomes of bad ones.
 
-    python tests/benchmarks/releases.py [--only good,bad] [--releases 10] [--rate 40] [--faults nan,...] [--replicas 1..1]
+    python tests/benchmarks/releases.py [--only good,bad] [--releases 10] [--rate 40] [--faults nan,...]
 
 *good*: releases in a row, alternating two versions. Every answer's label is held against what its digest says (computed
 in this process from the artifact); the worst latency while a release goes on stands beside that of the steady load.

@@ -68,7 +68,8 @@ def report(store: Store, app: str, **seen: Any) -> None:
 def play(store: Store, app: str, *, fault_when_live: bool) -> None:
     """Propose version 2 and act as the controller until the release is over; from wherever it was left."""
     found = read_release(store, app)
-    if found is None or (found[0].is_under_way or found[0].state == "proposed"):
+    if found is None or found[0].is_under_way:
+        report(store, app)
         steps.release(store, app, resolve(store, f"{app}:v2"), PASSED, rules=RULES, who="ann", why="better")
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder), f"controller-{os.getpid()}")

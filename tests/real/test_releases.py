@@ -32,7 +32,9 @@ def app(store: Store) -> Store:
     return store
 
 
-def release(store: Store, version: int, *, who: str = "ann", verdict: Verdict = PASSED, force: str | None = None) -> Any:
+def release(
+    store: Store, version: int, *, who: str = "ann", verdict: Verdict = PASSED, force: str | None = None
+) -> Any:
     artifact = resolve(store, f"{APP}:v{version}")
     return steps.release(store, APP, artifact, verdict, rules=RULES, who=who, why="better", force=force)
 
@@ -51,8 +53,7 @@ def test_of_two_releases_at_once_one_wins_and_the_other_is_told_who(app: Store) 
         try:
             outcomes.append(release(app, 2 + number % 2, who=f"user-{number}").candidate)
         except ReleaseConflict as lost:
-            assert "user-" in str(lost)
-            outcomes.append("told")
+            outcomes.append("told" if "user-" in str(lost) else str(lost))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
     for thread in threads:

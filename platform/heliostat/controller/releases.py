@@ -30,11 +30,11 @@ class Releases:
                 self._step(world, app, *found, now)
 
     def _step(self, world: World, app: DesiredApp, record: Release, etag: str, now: float) -> None:
-        reports = living(read_reports(world.store, app.name), now)
+        reports = read_reports(world.store, app.name)
         alias = get_alias(world.store, record.model, PRODUCTION)
         after = step(
             record,
-            observed(reports, now),
+            observed(record, reports, now),
             production=None if alias is None else alias.version,
             rules=app.spec.release,
             now=now,
@@ -59,6 +59,9 @@ class Releases:
         )
 
 
-def observed(reports: list[ReplicaReport], now: float) -> Observed:
-    last = max((report.last_request_at for report in reports), default=float("-inf"))
-    return Observed(tuple(report.trial for report in reports), idle_s=now - last)
+def observed(record: Release, reports: list[ReplicaReport], now: float) -> Observed:
+    there = living(reports, now)
+    last = max((report.last_request_at for report in there), default=float("-inf"))
+    # A replica that ends as it should takes its report with it.
+    gone = [each for each in reports if each not in there and each.reported_at > record.began_at]
+    return Observed(tuple(report.trial for report in there), idle_s=now - last, vanished=len(gone))

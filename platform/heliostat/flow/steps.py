@@ -50,9 +50,7 @@ def publish_trained(store: Store, trained: TrainedModel, *, name: str) -> Artifa
     return publish(store, name=name, files=trained.read(store), metadata=metadata)
 
 
-def judge_candidate(
-    store: Store, artifact: Artifact, rules: GateRules, *, vram_limit: int | None = None
-) -> Verdict:
+def judge_candidate(store: Store, artifact: Artifact, rules: GateRules, *, vram_limit: int | None = None) -> Verdict:
     """`judge`, and the verdict is kept."""
     verdict = judge(store, artifact, rules, vram_limit=vram_limit)
     store_verdict(store, artifact, verdict)

@@ -2,8 +2,8 @@
 
 Each example was answered by both, so only those that one got right and the other wrong say anything (McNemar 1947).
 The question is one-sided, with a margin: is it shown, at the given confidence, that the new version is not worse by
-more than `margin`? So a version that is worse by the margin passes with a probability of at most 1 - confidence, however
-many or few examples there are; with few, more good ones are refused, and the interval says so.
+more than `margin`? So a version that is worse by the margin passes with a probability of at most 1 - confidence,
+however many or few examples there are; with few, more good ones are refused, and the interval says so.
 
 - No margin: the exact sign test over the discordant pairs. It never exceeds its level.
 - A margin: Tango's score test for paired proportions (Tango 1998, Statistics in Medicine 17), which is McNemar's

@@ -8,8 +8,8 @@
 - *canary*: it answers a share of the requests, sticky by session. What it fails at, the stable version answers.
 - *live*: `production` points at it and it answers everything. The version before stays warm and answers what the new
   one fails at, until enough requests have proven it; only then is `previous` empty.
-- Where the two do not fit into a replica's memory together, one replica after the other gives up the old version for the
-  new one (`turn`), and its requests wait meanwhile: the history says for how long before it begins.
+- Where the two do not fit into a replica's memory together, one replica after the other gives up the old version for
+  the new one (`turn`), and its requests wait meanwhile: the history says for how long before it begins.
 - *rolled_back*: at any time before that, by a fault that is written into the history with its numbers.
 
 The alias is the commit: it is moved first, and the record follows. Whoever is killed between the two finds the alias
@@ -103,6 +103,11 @@ class Release(BaseModel):
     def last(self) -> Entry:
         return self.history[-1]
 
+    @property
+    def began_at(self) -> float:
+        """When this release was proposed."""
+        return next((entry.at for entry in self.history if entry.release == self.id), self.since)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -138,6 +143,8 @@ class Observed:
     tallies: Sequence[Tally | None] = field(default=())
     idle_s: float = 0.0
     """Since the last request that any of them answered."""
+    vanished: int = 0
+    """Replicas that were there during the release and ended without saying so, as a process that crashes does."""
 
 
 def propose(
@@ -202,7 +209,16 @@ def roll_back(record: Release, *, who: str, why: str, now: float, numbers: dict[
 def settle(record: Release, *, stable: int, who: str, why: str, now: float) -> Release:
     """Production was moved by hand: the record follows, and what was on trial is over."""
     return _enter(
-        record, "rolled_back", who=who, why=why, now=now, stable=stable, candidate=None, previous=None, share=0.0, turn=()
+        record,
+        "rolled_back",
+        who=who,
+        why=why,
+        now=now,
+        stable=stable,
+        candidate=None,
+        previous=None,
+        share=0.0,
+        turn=(),
     )
 
 
@@ -234,7 +250,7 @@ def _advance(record: Release, seen: Observed, rules: ReleaseRules, now: float) -
     """The next state, where what this one is for has been seen."""
     own = _own(record, seen)
     passed = now - record.since
-    if record.state == "proposed" and not seen.tallies and passed >= IDLE_S:
+    if record.candidate is not None and not seen.tallies and passed >= IDLE_S:
         return go_live(record, who="controller", why="no replica is up: it is tried when one wakes", now=now)
     alone = [tally for tally in own if tally.alone]
     if alone and len(own) == len(seen.tallies) and record.candidate is not None:
@@ -298,6 +314,8 @@ def _has_seen_enough(record: Release, total: Tally, seen: Observed, rules: Relea
 
 def _fault(record: Release, seen: Observed, rules: ReleaseRules) -> tuple[str, dict[str, float]] | None:
     """What is wrong with the version on trial, and the numbers that show it."""
+    if seen.vanished > (1 if seen.tallies else 0):
+        return f"{seen.vanished} replicas ended without a word while they held it", {"vanished": seen.vanished}
     own = _own(record, seen)
     if not own:
         return None

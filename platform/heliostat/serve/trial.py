@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from heliostat.inference.load import Load
@@ -87,7 +88,7 @@ class _Outcome:
     error: RequestError | None
     seconds: float
 
-    @property
+    @cached_property
     def reading(self) -> Reading | None:
         body = getattr(self.response, "body", None)  # a stream has none yet
         return read(body) if isinstance(body, bytes) else None
@@ -247,7 +248,8 @@ class TrialRun:
             if index == 0:  # the first run of a model is slower than all others
                 await _run(self.tried, operation, sent, _exchange("probe"), limit_s=PROBES_S)
             before = await _run(self.before, operation, sent, _exchange("probe"), limit_s=DEADLINE_S)
-            tried = await _run(self.tried, operation, sent, _exchange("probe"), limit_s=DEADLINE_S)
+            limit_s = PROBES_S + _SLOW * before.seconds
+            tried = await _run(self.tried, operation, sent, _exchange("probe"), limit_s=limit_s)
             await _drop(before)
             await _drop(tried)
             if before.error is None:

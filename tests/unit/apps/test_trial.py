@@ -1,4 +1,4 @@
-"""Two versions side by side behind one endpoint: no client sees what the tried one fails at, and all of it is counted."""
+"""Two versions side by side behind one endpoint: no client sees what the tried one fails at, and all is counted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ from tests.unit.apps.conftest import Client
 BODY = {"text": "turn on the light"}
 
 
+def nothing(_: Any) -> None:
+    """The model as it is."""
+
+
 @contextmanager
-def two_versions(name: str, *, share: float, shadow: float = 1.0, change: Callable[[Any], None] = lambda _: None) -> Iterator[tuple[Client, TrialRun]]:  # fmt: skip
+def two_versions(
+    name: str, *, share: float, shadow: float = 1.0, change: Callable[[Any], None] = nothing
+) -> Iterator[tuple[Client, TrialRun]]:
     """The application at v1 with v2 beside it; `change` breaks v2's model."""
     served: Served = serve_recipe(name)
     loaded = load_recipe(name, version=2, files=RECIPES[name][1]())

@@ -51,7 +51,10 @@ def test_equal_answers_are_not_worse() -> None:
 def test_other_examples_cannot_be_paired_and_metrics_are_compared() -> None:
     verdict = judge_facts(GateRules(max_drop=0.02), said(18), said(20, dataset="other"))
     assert verdict.passed
-    assert [reason.rule for reason in verdict.reasons][2:] == ["accuracy against production", "macro_f1 against production"]
+    assert [reason.rule for reason in verdict.reasons][2:] == [
+        "accuracy against production",
+        "macro_f1 against production",
+    ]
     assert "bounds" not in verdict.reasons[2].text
 
 

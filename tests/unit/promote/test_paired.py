@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.promote.paired import compare_accuracy, compare_macro_f1
+from heliostat.promote.paired import _score, compare_accuracy, compare_macro_f1
 
 
 def pairs(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -17,12 +18,22 @@ def pairs(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], 
     return new, old
 
 
-def test_tangos_own_example() -> None:
-    """Tango 1998, table: 44 pairs, 43 agree on yes, 0 and 1 discordant: 95 % interval of the difference -0.1 to 0.06."""
-    found = compare_accuracy(*pairs(43, 0, 1, 0), margin=0.1, confidence=0.975)
-    assert found.difference == pytest.approx(-1 / 44)
-    assert found.low == pytest.approx(-0.1180, abs=0.005)
-    assert found.high == pytest.approx(0.0589, abs=0.005)
+@pytest.mark.parametrize("difference", [-0.2, -0.05, -0.01, 0.0, 0.03, 0.15])
+@pytest.mark.parametrize(("gained", "lost", "n"), [(3, 1, 40), (10, 12, 100), (1, 7, 50), (30, 5, 400)])
+def test_the_score_is_that_of_the_likelihood_under_the_difference(
+    gained: int, lost: int, n: int, difference: float
+) -> None:
+    """The closed form against the likelihood itself, maximised over the one free share by trying 20,000 values."""
+
+    def likelihood(q: float) -> float:  # q: the share of lost pairs; that of gained ones is q + difference
+        shares = ((gained, q + difference), (lost, q), (n - gained - lost, 1 - 2 * q - difference))
+        return sum(count * math.log(share) for count, share in shares)
+
+    least, most = max(0.0, -difference), (1 - difference) / 2
+    tried = [least + (most - least) * (k + 0.5) / 20_000 for k in range(20_000)]
+    q = max(tried, key=likelihood)
+    expected = (gained - lost - n * difference) / math.sqrt(n * (2 * q + difference - difference**2))
+    assert _score(gained, lost, n, difference) == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,28 @@ def test_an_application_without_replicas_takes_the_version_and_keeps_the_one_bef
     assert (live.state, live.stable, live.previous) == ("live", 2, 1)
 
 
+def test_a_version_that_ends_its_replicas_is_rolled_back() -> None:
+    record = proposed()
+    for replicas, vanished, state in (((), 1, "rolled_back"), (({},), 1, "shadow"), (({},), 2, "rolled_back")):
+        found = Observed([*seen(record, *replicas).tallies], 0.0, vanished)
+        after = step(record, found, production=1, rules=RULES, now=5.0)
+        assert after.state == state
+
+
+def test_where_both_do_not_fit_one_replica_after_the_other_takes_the_new_one() -> None:
+    record = proposed()
+    waits = {"digest": "", "alone": True, "hold_s": 7.0}
+    first = at(record, {**waits, "replica": "b"}, {**waits, "replica": "a"})
+    assert (first.state, first.turn) == ("canary", ("a",))
+    assert "a takes the new one alone, and holds its requests for about 7 s" in first.last.why
+    assert at(first, {**waits, "replica": "b"}, {**waits, "replica": "a"}) is first  # it is loading
+    there = {"alone": True, "requests": 30}
+    second = at(first, {**waits, "replica": "b"}, {**there, "replica": "a"})
+    assert second.turn == ("a", "b")
+    live = at(second, {**there, "replica": "b"}, {**there, "replica": "a"})
+    assert (live.state, live.stable, live.turn) == ("live", 2, ())
+
+
 def test_whoever_was_killed_between_alias_and_record_is_finished() -> None:
     record = at(at(proposed(), {}), {"shadowed": 20})
     live = at(record, {"requests": 3}, production=2)

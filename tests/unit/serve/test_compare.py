@@ -29,7 +29,12 @@ def test_who_answered_makes_no_difference_and_numbers_drift() -> None:
 
 @pytest.mark.parametrize(
     ("before", "tried"),
-    [({"label": "on"}, {"label": "off"}), ({"digit": 3}, {"digit": 4}), ({"a": True}, {"a": 1.5}), ({"a": 1}, {"b": 1})],
+    [
+        ({"label": "on"}, {"label": "off"}),
+        ({"digit": 3}, {"digit": 4}),
+        ({"a": True}, {"a": 1.5}),
+        ({"a": 1}, {"b": 1}),
+    ],
 )
 def test_another_word_number_or_field_is_another_answer(before: object, tried: object) -> None:
     assert apart(before, tried).disagreed == 1

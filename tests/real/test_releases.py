@@ -88,6 +88,14 @@ def test_a_release_that_is_rolled_back_tells_who_waits_why(app: Store) -> None:
     assert again.id != record.id
 
 
+def test_the_good_version_may_be_released_again_after_a_rollback(app: Store) -> None:
+    release(app, 2)
+    play(app, APP, fault_when_live=True)
+    again = release(app, 1)
+    assert (again.state, again.stable, again.is_under_way) == ("live", 1, False)
+    assert production(app) == 1
+
+
 def test_a_rollback_by_hand_ends_a_release_before_and_after_it_is_live(app: Store) -> None:
     release(app, 2)
     assert steps.roll_back(app, APP, APP, who="bob", why="no").version == 1

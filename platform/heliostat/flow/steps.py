@@ -99,7 +99,7 @@ def release(
     stable = None if alias is None else alias.version
     if record is not None and record.candidate == artifact.version and record.model == artifact.name:
         proposed = record
-    elif record is not None and stable == artifact.version and record.stable == stable:
+    elif record is not None and record.state == "live" and stable == artifact.version == record.stable:
         return record
     else:
         proposed = propose(

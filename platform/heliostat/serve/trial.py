@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -50,17 +51,21 @@ class Recent:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, Sent], None] = OrderedDict()
+        self._lock = threading.Lock()
 
     def add(self, path: str, sent: Sent) -> None:
-        if len(sent.body) <= KEPT_BYTES:
+        if len(sent.body) > KEPT_BYTES:
+            return
+        with self._lock:
             self._kept[path, sent] = None
             self._kept.move_to_end((path, sent))
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
 
     def all(self) -> list[tuple[str, Sent]]:
-        """Newest first. The event loop may add to them meanwhile."""
-        return list(reversed(list(self._kept.copy())))
+        """Newest first."""
+        with self._lock:
+            return list(reversed(self._kept))
 
 
 @dataclass

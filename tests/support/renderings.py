@@ -88,6 +88,8 @@ def on_a_laptop(definition: ClusterDefinition) -> dict[str, Any]:
                 "rules": [f"{r.rule} {r.limit} {r.text}" for r in judge_facts(app.gate, _FACTS, _FACTS).reasons],
                 # Read from the record of the application, while a version is released.
                 "release": app.release.model_dump(mode="json"),
+                # Read by the controller.
+                "retrain": app.retrain.model_dump(mode="json") if app.retrain else None,
             }
             for name, app in definition.applications.items()
         },

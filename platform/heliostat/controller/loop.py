@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from heliostat.controller.duty import Duty, World
+from heliostat.controller.flows import Flows
 from heliostat.controller.lease import take_lease
 from heliostat.controller.releases import Releases
 from heliostat.controller.serving import Serving
@@ -26,7 +27,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving(), Releases()]
+    return [Serving(), Releases(), Flows()]
 
 
 class Controller:

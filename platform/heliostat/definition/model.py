@@ -205,6 +205,17 @@ class ReleaseRules(Part):
     """Answers that differ from those of the version before: labels, or vectors that point elsewhere."""
 
 
+class Retrain(Part):
+    """When an application goes the way from training to live by itself: train, publish, judge, release."""
+
+    every: Duration | None = None
+    """So long after the last time began."""
+    dataset: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    """Key of an object in the store: each time that it is written anew."""
+    arguments: tuple[str, ...] = Field(default=(), strict=False)
+    """Of the job that publishes the application's model."""
+
+
 class Application(Part):
     recipe: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """module:Class of a serving recipe."""
@@ -228,6 +239,7 @@ class Application(Part):
     """Names of the API keys that open it; never keys themselves."""
     gate: GateRules = GateRules()
     release: ReleaseRules = ReleaseRules()
+    retrain: Retrain | None = None
 
 
 class JobSpec(Part):

@@ -4,7 +4,7 @@
 killed anywhere. This package and the command line know every layer; the layers do not know each other.
 """
 
-from heliostat.flow.run import Flow, FlowStep, read_flow, run_flow
+from heliostat.flow.run import run_flow
 from heliostat.flow.steps import (
     judge_candidate,
     must_read_release,
@@ -14,6 +14,7 @@ from heliostat.flow.steps import (
     wait_live,
     wait_released,
 )
+from heliostat.promote.flows import Flow, FlowStep, read_flow
 
 __all__ = [
     "publish_trained",

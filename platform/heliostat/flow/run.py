@@ -12,23 +12,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from heliostat.definition import ClusterDefinition
-from heliostat.errors import (
-    GateRefused,
-    JobError,
-    ObjectExists,
-    ObjectMissing,
-    ReleaseConflict,
-    ReleaseRolledBack,
-    SwapLost,
-    UsageError,
-)
+from heliostat.errors import GateRefused, JobError, ReleaseRolledBack, UsageError
 from heliostat.flow import steps
 from heliostat.names import version_name
+from heliostat.promote.flows import Flow, FlowStep, State, dataset_tag, read_flow, save_flow
 from heliostat.promote.gate import find_verdict, store_verdict
 from heliostat.registry import Artifact, resolve
 from heliostat.serve import desired
@@ -37,43 +26,6 @@ from heliostat.settings import Settings
 from heliostat.store import Store
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
-
-State = Literal["train", "publish", "judge", "release", "live", "done", "refused", "rolled_back"]
-OVER = ("done", "refused", "rolled_back")
-
-
-class FlowStep(BaseModel):
-    """One line of what was done."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: State
-    at: float
-    """When it was written down, in seconds since the epoch."""
-    what: str
-
-
-class Flow(BaseModel):
-    """A run of the whole way; `state` is the step to be done next, or how it ended."""
-
-    model_config = ConfigDict(frozen=True)
-
-    app: str
-    id: str
-    job: str
-    run: str
-    arguments: tuple[str, ...] = ()
-    who: str
-    why: str
-    force: str | None = None
-    state: State = "train"
-    version: int | None = None
-    release: str | None = None
-    done: tuple[FlowStep, ...] = ()
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in OVER
 
 
 @dataclass(frozen=True)
@@ -112,20 +64,11 @@ def run_flow(
             after = _STEPS[flow.state](world, flow)
         except (GateRefused, ReleaseRolledBack) as end:
             state: State = "refused" if isinstance(end, GateRefused) else "rolled_back"
-            _save(store, _after(flow, state, str(end)), etag)
+            save_flow(store, _after(flow, state, str(end)), etag)
             raise
-        flow, etag = _save(store, after, etag)
+        flow, etag = save_flow(store, after, etag)
         progress(f"{flow.done[-1].step}: {flow.done[-1].what}")
     return flow
-
-
-def read_flow(store: Store, app: str) -> tuple[Flow, str] | None:
-    """The last flow of the application and its tag."""
-    try:
-        blob = store.get(_key(app))
-    except ObjectMissing:
-        return None
-    return Flow.model_validate_json(blob.data), blob.etag
 
 
 def _open(
@@ -137,10 +80,20 @@ def _open(
         world.progress(f"goes on with flow {found[0].id} at {found[0].state}")
         return found
     ident = uuid.uuid4().hex[:8]
+    retrain = world.definition.applications[app].retrain
     made = Flow(
-        app=app, id=ident, job=job, run=f"{app}-flow-{ident}", arguments=arguments, who=who, why=why, force=force
+        app=app,
+        id=ident,
+        job=job,
+        run=f"{app}-flow-{ident}",
+        arguments=arguments or (() if retrain is None else retrain.arguments),
+        who=who,
+        why=why,
+        force=force,
+        began_at=time.time(),
+        dataset="" if retrain is None else dataset_tag(world.store, retrain),
     )
-    return _save(world.store, made, None if found is None else found[1])
+    return save_flow(world.store, made, None if found is None else found[1])
 
 
 def _job_of(definition: ClusterDefinition, app: str) -> str:
@@ -261,22 +214,3 @@ def _artifact(world: World, flow: Flow) -> Artifact:
 def _after(flow: Flow, state: State, what: str, **found: object) -> Flow:
     line = FlowStep(step=flow.state, at=time.time(), what=what)
     return flow.model_copy(update={"state": state, "done": (*flow.done, line), **found})
-
-
-def _save(store: Store, flow: Flow, etag: str | None) -> tuple[Flow, str]:
-    """Raises ReleaseConflict where another process runs the same flow and was quicker."""
-    data = flow.model_dump_json(indent=1).encode()
-    try:
-        tag = store.create(_key(flow.app), data) if etag is None else store.swap(_key(flow.app), data, etag)
-    except (ObjectExists, SwapLost) as error:
-        found = read_flow(store, flow.app)
-        if found is not None and found[0] == flow:
-            return found  # our own write, whose answer was lost
-        raise ReleaseConflict(
-            f"another process runs the flow of {flow.app}", do="let it, or run the same command again when it has ended"
-        ) from error
-    return flow, tag
-
-
-def _key(app: str) -> str:
-    return f"apps/{app}/flow.json"

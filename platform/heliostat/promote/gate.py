@@ -97,12 +97,12 @@ def _paired(rules: GateRules, candidate: Facts, production: Facts | None) -> lis
     old = None if production is None else production.evaluation
     if new is None or old is None or new.dataset != old.dataset:
         return None
-    how = {"margin": rules.max_drop, "confidence": rules.confidence}
+    margin, confidence = rules.max_drop, rules.confidence
+    accuracy = compare_accuracy(new.right, old.right, margin=margin, confidence=confidence)
+    macro_f1 = compare_macro_f1(new.truth, new.predicted, old.predicted, margin=margin, confidence=confidence)
     reasons = [
-        _interval("accuracy against production", compare_accuracy(new.right, old.right, **how), rules),
-        _interval(
-            "macro_f1 against production", compare_macro_f1(new.truth, new.predicted, old.predicted, **how), rules
-        ),
+        _interval("accuracy against production", accuracy, rules),
+        _interval("macro_f1 against production", macro_f1, rules),
     ]
     if rules.max_slice_drop is not None:
         for name in sorted(new.slices.keys() & old.slices.keys()):

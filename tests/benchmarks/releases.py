@@ -31,49 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import world
 
+from tests.support.faulty_files import FAULTS, faulty_files
+
 APP = "intents"
-RECIPE = '''
-"""The intent classifier with a declared speed and, where its artifact says so, a fault."""
-import json
-import time
-
-from serve_apps.intent_classifier import IntentClassifierApp
-
-WEIGHT = {weight}
-
-
-class Faulty(IntentClassifierApp):
-    @classmethod
-    def memory_bytes(cls, sizes):
-        return WEIGHT * sum(size for path, size in sizes.items() if path.endswith(".safetensors"))
-
-    @classmethod
-    def load(cls, files, device):
-        about = json.loads(files["about.json"])
-        if about["fault"] == "raises-on-load":
-            raise RuntimeError("head.weight is missing")
-        made = super().load(files, device)
-        made.fault, made.seconds, made.asked = about["fault"], about["seconds"], 0
-        return made
-
-    def tokenise(self, text):
-        self.asked += 1
-        tokens = super().tokenise(text)
-        return [*tokens, -1] if self.fault == "raises-every-10th" and self.asked % 10 == 0 else tokens
-
-    def forward(self, batch):
-        if any(tokens[-1] == -1 for tokens in batch):
-            raise RuntimeError("out of range")
-        time.sleep(self.seconds)
-        return [(found, len(tokens)) for found, tokens in zip(super().forward(batch), batch, strict=True)]
-
-    def present(self, result):
-        found, length = result
-        answer = super().present(found)
-        if self.fault == "nan" or (self.fault == "nan-of-long-texts" and length > 10):
-            answer["probability"] = float("nan")
-        return answer
-'''
 DEFINITION = """
 name: releases
 head: {{cpus: 2}}
@@ -97,37 +57,6 @@ TEXTS = tuple(
     for thing in ("light", "big lamp next to the old wooden cupboard", "fan")
     for room in ("kitchen", "hall")
 )
-FAULTS = ("raises-on-load", "raises-every-10th", "nan", "nan-of-long-texts", "slow", "wrong-labels", "too-large")
-SECONDS = 0.01
-WEIGHT = 400
-"""Bytes of GPU memory for each of a file: two models stand side by side in an L4, the large one alone does not fit."""
-
-
-def files(seed: int, fault: str = "") -> dict[str, bytes]:
-    """A small real classifier. Two seeds share the encoder and nearly all of the head, so they agree on most texts."""
-    import safetensors.torch
-    import torch
-
-    from tests.tiny_apps import intent_files
-
-    made = intent_files(1)
-    weights = safetensors.torch.load(made["model.safetensors"])
-    draw = torch.Generator().manual_seed(7)
-    weights["head.weight"] = torch.randn(weights["head.weight"].shape, generator=draw)
-    noise = torch.Generator().manual_seed(seed)
-    weights["head.weight"] += 0.02 * torch.randn(weights["head.weight"].shape, generator=noise)
-    labels = ["off", "on", "dim"]
-    if fault == "wrong-labels":
-        labels = ["on", "dim", "off"]
-    if fault == "too-large":
-        made["more.safetensors"] = safetensors.torch.save({"more": torch.zeros(60 * 2**20, dtype=torch.uint8)})
-    about = {"fault": fault, "seconds": SECONDS * (10 if fault == "slow" else 1), "seed": seed}
-    return {
-        **made,
-        "model.safetensors": safetensors.torch.save(weights),
-        "labels.json": json.dumps(labels).encode(),
-        "about.json": json.dumps(about).encode(),
-    }
 
 
 def expected(content: dict[str, bytes]) -> dict[str, str]:
@@ -150,7 +79,7 @@ def publish(platform: Any, seed: int, fault: str = "") -> tuple[Any, dict[str, s
         lineage=Lineage(job="bench", code_version="bench", dataset_digest="sha256:bench"),
         licence="Apache-2.0",
     )
-    content = files(seed, fault)
+    content = faulty_files(seed, fault)
     artifact = put(platform.store, name=APP, files=content, metadata=metadata)
     return artifact, expected(content)
 
@@ -324,7 +253,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         project = folder / "project"
         for part in ("serve_apps", "train_jobs"):
             shutil.copytree(world.ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
-        (project / "serve_apps" / "faulty.py").write_text(RECIPE.format(weight=WEIGHT))
+        shutil.copy(world.ROOT / "tests" / "support" / "faulty.py", project / "serve_apps" / "faulty.py")
         high = options.replicas.rsplit(".", 1)[-1]
         text = DEFINITION.format(nodes=f"0..{high}", replicas=options.replicas)
         (project / "bench.yaml").write_text(text)

@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         os.environ["HELIOSTAT_HOME"] = str(Path(name) / "home")
         log = Path(name) / "flow.log"
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that nothing of it is left
         platform = sdk.up(
             world.ROOT / "cluster" / "laptop-apps.yaml",
             name="flow-killed",

@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -258,6 +259,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         text = DEFINITION.format(nodes=f"0..{high}", replicas=options.replicas)
         (project / "bench.yaml").write_text(text)
         os.environ["HELIOSTAT_HOME"] = str(folder / "home")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that nothing of it is left
         platform = sdk.up(project / "bench.yaml", progress=lambda line: print(f"  {line}", file=sys.stderr))
         try:
             first, _ = publish(platform, 1)
@@ -267,6 +269,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             found: dict[str, Any] = {"machine": world.this_machine(), "rate_per_s": options.rate}
             if "good" in options.only:
                 found["good"] = good(platform, folder, options)
+                print(f"  good: {json.dumps(found['good'])}", file=sys.stderr)
             if "bad" in options.only:
                 found["bad"] = bad(platform, folder, options)
             return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import shutil
 import signal
@@ -275,8 +276,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             return found
         finally:
             if options.keep_logs is not None:
-                shutil.copytree(folder / "home", options.keep_logs, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+                keep_logs(platform, options.keep_logs)
             platform.down()
+
+
+def keep_logs(platform: Any, into: Path) -> None:
+    from heliostat.cluster import embedded
+
+    record = embedded.read_record(platform.settings.cluster)
+    assert record is not None
+    with contextlib.suppress(OSError):  # what is written at this moment may not be copied
+        shutil.copytree(platform.settings.state_dir / "logs", into / "cluster", dirs_exist_ok=True)
+        for path in Path(record.temp_dir).glob("session_2*/logs/serve"):
+            shutil.copytree(path, into / "serve", dirs_exist_ok=True)
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heliostat.errors import HeliostatError, UsageError
+from heliostat.promote.evaluation import FILE, evaluation_file
 from heliostat.train.context import TrainContext
 from heliostat.train.job import run
 from train_jobs import intents
@@ -88,9 +89,12 @@ def train(context: TrainContext, config: Config) -> None:
 
     metrics, files = {}, {}
     if context.rank == 0:
-        metrics = score(model, tokenizer([e.text for e in test]), [e.label for e in test], labels)
+        predicted = [labels[index] for index in _predict(model, tokenizer([e.text for e in test]))]
+        metrics = score(predicted, [e.label for e in test])
         context.log(f"held-out templates: accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}")
-        files = _files(model, labels)
+        # The gate compares two versions example by example.
+        told = evaluation_file([e.text for e in test], [e.label for e in test], predicted)
+        files = {**_files(model, labels), FILE: told}
     context.finish(files=files, metrics=metrics, lineage=_lineage(model, training, test, config))
 
 
@@ -103,11 +107,10 @@ def load_data(config: Config) -> tuple[list[Example], list[Example]]:
     return intents.split(intents.sample(per_intent=config.per_intent, seed=config.seed), seed=config.seed)
 
 
-def score(model, tokens, truth: list[str], labels: tuple[str, ...]) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def score(predicted: list[str], truth: list[str]) -> dict[str, float]:
     """Accuracy and macro-F1 over the labels present in the test set."""
     from sklearn.metrics import accuracy_score, f1_score
 
-    predicted = [labels[index] for index in _predict(model, tokens)]
     return {
         "accuracy": float(accuracy_score(truth, predicted)),
         "macro_f1": float(f1_score(truth, predicted, labels=sorted(set(truth)), average="macro", zero_division=0)),

@@ -16,6 +16,8 @@
         UnsafeArtifact     a file that the registry does not take, such as a pickle
         VersionHeld        somebody uses the version, or is deleting it
       GateRefused          a candidate did not pass the gate of its application
+      ReleaseConflict      another release of the application goes on, or was first
+      ReleaseRolledBack    the platform took the version back; says why
       ClusterError
         PortInUse  ClusterNotUp  ClusterBusy  NodeFailed
         KubernetesError    the Kubernetes API server refused, or did not answer
@@ -162,6 +164,14 @@ class VersionHeld(RegistryError):
 
 class GateRefused(HeliostatError):
     """The candidate did not pass the gate; production was left as it is."""
+
+
+class ReleaseConflict(HeliostatError):
+    """Another release of the same application goes on, or its record was written by somebody else first."""
+
+
+class ReleaseRolledBack(HeliostatError):
+    """The version was taken back by itself: the one before answers, and the history has the reason."""
 
 
 class ClusterError(HeliostatError):

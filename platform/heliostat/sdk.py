@@ -25,13 +25,16 @@ from heliostat import flow
 from heliostat.cluster import embedded, reclaim
 from heliostat.cluster.nodes import NodeRecord, read_nodes, set_capacity
 from heliostat.commit import Moved
-from heliostat.definition import ClusterDefinition
+from heliostat.definition import Application, ClusterDefinition
 from heliostat.definition import load as load_definition
 from heliostat.errors import ClusterNotUp, JobError, JobFailed, UnknownModel, UsageError
 from heliostat.events import Event, read_events
+from heliostat.flow import Flow
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
 from heliostat.names import check_name, version_name
-from heliostat.promote.gate import Verdict
+from heliostat.promote.gate import Verdict, last_verdict
+from heliostat.promote.records import PRODUCTION, read_release
+from heliostat.promote.release import Entry, Release
 from heliostat.registry import (
     Alias,
     Artifact,
@@ -64,6 +67,7 @@ from heliostat.registry import (
 )
 from heliostat.serve import desired
 from heliostat.serve.client import AppStatus, ServeClient
+from heliostat.serve.fit import declared_limit
 from heliostat.serve.reports import ReplicaReport, living, read_reports
 from heliostat.settings import Settings, load
 from heliostat.store import Store
@@ -113,6 +117,17 @@ class Released:
     verdict: Verdict
     alias: Alias
     replicas: tuple[ReplicaReport, ...]  # those that report the version; () for an app at zero
+    release: Release
+
+
+@dataclass(frozen=True)
+class ReleaseStatus:
+    """An application's release as it stands; None where nothing was released yet."""
+
+    app: str
+    release: Release | None
+    verdict: Verdict | None  # the last one on the version on trial, or in production
+    replicas: tuple[ReplicaReport, ...]
 
 
 def up(definition: Path, *, name: str | None = None, progress: Progress = lambda _: None) -> Platform:
@@ -428,7 +443,7 @@ class Models:
     def publish(self, trained: TrainedModel, *, name: str) -> Artifact:
         return flow.publish_trained(self._store, trained, name=name)
 
-    def alias(self, name: str, alias: str = flow.PRODUCTION) -> Alias | None:
+    def alias(self, name: str, alias: str = PRODUCTION) -> Alias | None:
         return get_alias(self._store, name, alias)
 
     def must_get_alias(self, name: str, alias: str) -> Alias:
@@ -487,13 +502,18 @@ class Models:
         return self._platform.store
 
     def _running(self, name: str) -> Mapping[int, str]:
-        """The versions of the model that living replicas say they serve."""
-        return {
-            report.version: f"application {app.name} runs it"
-            for app in desired.read_desired(self._store)
-            if app.spec.model.partition("@")[0] == name
-            for report in living(read_reports(self._store, app.name), time.time())
-        }
+        """The versions of the model that living replicas say they serve, and those that a release goes on with."""
+        store, used = self._platform.store, dict[int, str]()
+        for app in desired.read_desired(store):
+            if app.spec.model.partition("@")[0] != name:
+                continue
+            found = read_release(store, app.name)
+            if found is not None:
+                on_trial = (found[0].candidate, found[0].previous)
+                used |= {version: f"application {app.name} releases it" for version in on_trial if version is not None}
+            reports = living(read_reports(store, app.name), time.time())
+            used |= {report.version: f"application {app.name} runs it" for report in reports}
+        return used
 
 
 @dataclass(frozen=True, repr=False)
@@ -560,7 +580,9 @@ class Apps:
         definition = self._platform.definition
         spec = _known(definition.applications, name, "application")
         groups = definition.serving_groups(spec)
-        desired.deploy(self._platform.store, self._platform.settings, name, spec, groups=groups)
+        desired.deploy(
+            self._platform.store, self._platform.settings, name, spec, groups=groups, vram_bytes=self._vram_limit(spec)
+        )
 
     def remove(self, name: str) -> None:
         desired.remove(self._platform.store, name)
@@ -580,24 +602,81 @@ class Apps:
 
     def judge(self, name: str, artifact: Artifact) -> Verdict:
         spec = _known(self._platform.definition.applications, name, "application")
-        return flow.judge_candidate(self._platform.store, artifact, spec.gate)
+        return flow.judge_candidate(self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec))
+
+    def _vram_limit(self, spec: Application) -> int | None:
+        definition = self._platform.definition
+        groups = (definition.groups[group] for group in definition.serving_groups(spec))
+        return declared_limit(groups, gpus=spec.gpus_per_replica)
 
     def release(
-        self, name: str, artifact: Artifact, *, why: str, force: str | None = None, limit_s: float = 60
+        self,
+        name: str,
+        artifact: Artifact,
+        *,
+        why: str,
+        force: str | None = None,
+        limit_s: float = 180,
+        progress: Progress = lambda _: None,
     ) -> Released:
-        """Judge the version, move `production` to it, and wait until every living replica reports it."""
+        """Judge the version, try it beside the one in production, and wait until every living replica serves it.
+
+        Raises GateRefused, ReleaseConflict (somebody else's goes on), ReleaseRolledBack (with what was wrong with it),
+        AppNotReady past the limit, after which the controller goes on with it all the same.
+        """
         verdict = self.judge(name, artifact)
-        alias = flow.promote(self._platform.store, artifact, verdict, who=_user(), why=why, force=force)
-        reports = flow.wait_live(self._platform.store, name, artifact, limit_s=limit_s)
-        return Released(artifact, verdict, alias, tuple(reports))
+        spec, store = _known(self._platform.definition.applications, name, "application"), self._platform.store
+        begun = flow.release(store, name, artifact, verdict, rules=spec.release, who=_user(), why=why, force=force)
+        record, reports = flow.wait_released(store, name, begun.id, artifact, limit_s=limit_s, progress=progress)
+        return Released(artifact, verdict, must_get_alias(store, artifact.name, PRODUCTION), tuple(reports), record)
+
+    def flow(
+        self,
+        name: str,
+        *,
+        why: str = "flow",
+        arguments: Sequence[str] = (),
+        force: str | None = None,
+        limit_s: float = 3600,
+        progress: Progress = lambda _: None,
+    ) -> Flow:
+        """Train, publish, judge, release: from where the last flow of the application was left, or a new one.
+
+        Raises JobFailed, GateRefused, ReleaseRolledBack; see `heliostat.flow.run`.
+        """
+        return flow.run_flow(
+            self._platform.settings,
+            self._platform.store,
+            self._platform.definition,
+            name,
+            who=_user(),
+            why=why,
+            arguments=arguments,
+            force=force,
+            limit_s=limit_s,
+            progress=progress,
+        )
 
     def rollback(self, name: str, *, why: str, limit_s: float = 60) -> Alias:
-        """Move `production` back to the version before."""
+        """End the release that goes on, or move `production` back to the version before."""
         spec = _known(self._platform.definition.applications, name, "application")
         model = spec.model.partition("@")[0]
-        alias = rollback_alias(self._platform.store, name=model, alias=flow.PRODUCTION, who=_user(), why=why)
+        alias = flow.roll_back(self._platform.store, name, model, who=_user(), why=why)
         flow.wait_live(self._platform.store, name, resolve(self._platform.store, spec.model), limit_s=limit_s)
         return alias
+
+    def status(self, name: str) -> ReleaseStatus:
+        """What is in production, what is on trial, and what each living replica says it has loaded."""
+        store, replicas = self._platform.store, tuple(self.replicas(name))
+        found = read_release(store, name)
+        record = None if found is None else found[0]
+        version = None if record is None else record.candidate or record.stable
+        verdict = None if record is None or version is None else last_verdict(store, record.model, version)
+        return ReleaseStatus(name, record, verdict, replicas)
+
+    def history(self, name: str) -> Sequence[Entry]:
+        """Who released what and why, oldest first, with the numbers that decided."""
+        return flow.must_read_release(self._platform.store, name).history
 
 
 def _known(entries: Mapping[str, T], name: str, kind: str) -> T:

@@ -42,6 +42,7 @@ from heliostat.registry import (
 )
 from heliostat.settings import StoreSettings
 from heliostat.store import Store
+from tests.faults import release_points
 from tests.faults.store_proxy import Action, Request, StoreProxy, upstream_of
 
 META = ArtifactMetadata(
@@ -124,10 +125,17 @@ class Operation:
     done: Callable[[Store, str], Iterator[str]]
 
 
+def _prepare_release(store: Store, model: str) -> None:
+    _prepare_promote(store, model)
+    release_points.deploy(store, model)
+
+
 OPERATIONS = {
     "publish": Operation(_prepare_publish, _publish, _published),
     "promote": Operation(_prepare_promote, _promote, _promoted),
     "sweep": Operation(_prepare_sweep, _sweep, _swept),
+    "release": Operation(_prepare_release, release_points.release, release_points.released),
+    "roll-back": Operation(_prepare_release, release_points.roll_back, release_points.rolled_back),
 }
 
 

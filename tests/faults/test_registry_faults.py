@@ -24,7 +24,13 @@ from tests.faults.kill_points import META, OPERATIONS, kill_at_every_request, la
 from tests.faults.store_proxy import Action, Request, StoreProxy, upstream_of
 
 pytestmark = pytest.mark.real
-SAMPLE = {"publish": 4, "promote": 3, "sweep": 16}  # each so manieth point; the benchmark runs all of them
+SAMPLE = {
+    "publish": 4,
+    "promote": 3,
+    "sweep": 16,
+    "release": 24,
+    "roll-back": 24,
+}  # each so manieth point; the benchmark runs all of them
 
 
 @contextmanager

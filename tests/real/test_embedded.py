@@ -19,7 +19,7 @@ import torch
 from heliostat import sdk
 from heliostat.cluster import embedded, processes
 from heliostat.cluster.listeners import listeners
-from heliostat.errors import ClusterBusy, JobError, PortInUse
+from heliostat.errors import ClusterBusy, JobError, PortInUse, ReleaseRolledBack
 from heliostat.inference.encoder import EncoderConfig, IntentClassifier, PackedEncoder, pretrained_folder
 from heliostat.registry import Artifact, ArtifactMetadata, Lineage, move_alias, publish
 from heliostat.sdk import Platform
@@ -53,13 +53,13 @@ def until(condition: Callable[[], bool], what: str, *, limit_s: float = 60) -> N
         time.sleep(0.1)
 
 
-def make_version(platform: Platform, seed: int) -> Artifact:
+def make_version(platform: Platform, seed: int, *, labels: str = '["off", "on"]') -> Artifact:
     """A model of random weights that fits the recipe: small, real, and different for each seed."""
     torch.manual_seed(seed)
     model = IntentClassifier(PackedEncoder(TINY), classes=2)
     files = {
         "model.safetensors": safetensors.torch.save(model.state_dict()),
-        "labels.json": json.dumps(["off", "on"]).encode(),
+        "labels.json": labels.encode(),
         "config.json": json.dumps({"encoder": asdict(TINY)}).encode(),
         "tokenizer.json": (pretrained_folder() / "tokenizer.json").read_bytes(),
     }
@@ -201,6 +201,20 @@ def test_a_new_version_is_taken_over_while_it_answers(platform: Platform, app: A
     released = platform.apps.release(APP, second, why="test")
     assert [report.digest for report in released.replicas] == [second.digest] * len(released.replicas)
     assert ask(platform, {"text": "hi"}).json()["digest"] == second.digest
+
+
+def test_a_version_that_cannot_be_loaded_is_rolled_back_by_itself_and_says_why(
+    platform: Platform, app: Artifact
+) -> None:
+    before = ask(platform, {"text": "hi"}).json()["version"]
+    bad = make_version(platform, 2, labels='["off"]')  # the head has two rows
+    with pytest.raises(ReleaseRolledBack, match="it cannot be loaded: RuntimeError"):
+        platform.apps.release(APP, bad, why="test")
+    assert ask(platform, {"text": "hi"}).json()["version"] == before
+    status = platform.apps.status(APP)
+    assert status.release is not None
+    assert (status.release.state, f"v{status.release.stable}") == ("rolled_back", before)
+    assert [entry.state for entry in platform.apps.history(APP)][-2:] == ["proposed", "rolled_back"]
 
 
 def test_a_torn_version_is_never_served_and_the_old_one_goes_on(platform: Platform, app: Artifact) -> None:

@@ -15,11 +15,21 @@ from heliostat.cluster.manifests import ray_jobs, ray_service, render
 from heliostat.cluster.ray_env import head_environment
 from heliostat.controller.queue import policy
 from heliostat.definition import ClusterDefinition
-from heliostat.promote.gate import judge
+from heliostat.promote.evaluation import Evaluation
+from heliostat.promote.gate import Facts, judge_facts
 from heliostat.serve.config import serve_config
 from heliostat.serve.desired import DesiredApp
 from heliostat.train.queue import wanted
 
+_FACTS = Facts(
+    {"accuracy": 0.5},
+    Evaluation(
+        dataset="sha256:d",
+        truth=("on", "off") * 10,
+        predicted=("on", "on") * 10,
+        slices={"night": (0, 1, 2)},
+    ),
+)
 _PORTS = {
     "serve_http_min": 20000,
     "haproxy_metrics": 20001,
@@ -86,7 +96,13 @@ def on_a_laptop(definition: ClusterDefinition) -> dict[str, Any]:
             "policy": asdict(policy(definition)),
         },
         "gate": {
-            name: [reason.limit for reason in judge(app.gate, {}, {"accuracy": 0.5}).reasons]
+            name: {
+                "rules": [f"{r.rule} {r.limit} {r.text}" for r in judge_facts(app.gate, _FACTS, _FACTS).reasons],
+                # Read from the record of the application, while a version is released.
+                "release": app.release.model_dump(mode="json"),
+                # Read by the controller.
+                "retrain": app.retrain.model_dump(mode="json") if app.retrain else None,
+            }
             for name, app in definition.applications.items()
         },
         "settings": _settings(definition),

@@ -63,6 +63,8 @@ NOT_KUBERAY = {
     "sharing.*": _KUEUE,
     "ports.*": "every pod has an address of its own",
     "applications.*.gate.*": "no object has it: read when a version is promoted",
+    "applications.*.release.*": "no object has it: read while a version is released",
+    "applications.*.retrain.*": "the controller's pod has no definition to run it from: a CronJob of `app flow` does",
 }
 
 

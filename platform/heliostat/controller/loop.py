@@ -11,10 +11,12 @@ from functools import partial
 
 from heliostat.controller.duty import Duty, World
 from heliostat.controller.fallback import Fallback
+from heliostat.controller.flows import Flows
 from heliostat.controller.lease import take_lease
 from heliostat.controller.metrics import Metrics
 from heliostat.controller.peaks import Peaks
 from heliostat.controller.queue import Queue
+from heliostat.controller.releases import Releases
 from heliostat.controller.serving import Serving
 from heliostat.controller.sick import Sick
 from heliostat.controller.waste import Waste
@@ -31,7 +33,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving(), Queue(), Fallback(), Peaks(), Sick(), Waste(), Metrics()]
+    return [Serving(), Releases(), Flows(), Queue(), Fallback(), Peaks(), Sick(), Waste(), Metrics()]
 
 
 class Controller:

@@ -198,6 +198,48 @@ class GateRules(Part):
     min_macro_f1: Share = 0.0
     max_drop: Share = 0.0
     """How much worse than the version in production it may be, in either metric."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """With which that must be shown, where both were scored on the same examples; else their metrics are compared."""
+    slices: dict[str, Share] = Field(default_factory=dict)
+    """Least accuracy on parts of the held-out examples, by their names."""
+    max_slice_drop: Share | None = None
+    """How much worse than the version in production it may be on any such part, with the same confidence."""
+    max_size: Bytes | None = None
+    """Of all its files together."""
+    licences: tuple[str, ...] = Field(default=(), strict=False)
+    """Those that are allowed; all, if none is named."""
+    whole_lineage: bool = False
+    """Job, code version and dataset must be known."""
+
+
+class ReleaseRules(Part):
+    """How a version takes over from the one before, and what sends it back."""
+
+    shadow: Share = 0.5
+    """Share of the requests that a new version is given as well before it answers any; what it says is compared."""
+    canary: Share = 0.2
+    """Share of the requests that it answers before it gets all."""
+    requests: int = Field(default=20, ge=1)
+    """Requests that each of the two stages takes; five times as many prove it when it has all."""
+    patience: Duration = Duration.parse("30s")
+    """A stage that has not seen as many by then ends with those that came; at once where none come."""
+    max_error_rate: Share = 0.01
+    """Of the requests that the version before could answer."""
+    max_latency_ratio: float = Field(default=3.0, gt=1)
+    """Its median latency to that of the version before."""
+    max_disagreement: Share = 0.5
+    """Answers that differ from those of the version before: labels, or vectors that point elsewhere."""
+
+
+class Retrain(Part):
+    """When an application goes the way from training to live by itself: train, publish, judge, release."""
+
+    every: Duration | None = None
+    """So long after the last time began."""
+    dataset: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    """Key of an object in the store: each time that it is written anew."""
+    arguments: tuple[str, ...] = Field(default=(), strict=False)
+    """Of the job that publishes the application's model."""
 
 
 class Application(Part):
@@ -222,6 +264,8 @@ class Application(Part):
     keys: tuple[Name, ...] = Field(default=(), strict=False)
     """Names of the API keys that open it; never keys themselves."""
     gate: GateRules = GateRules()
+    release: ReleaseRules = ReleaseRules()
+    retrain: Retrain | None = None
 
 
 class JobSpec(Part):

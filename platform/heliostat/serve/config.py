@@ -44,6 +44,7 @@ def _application(app: DesiredApp, *, awake: bool) -> dict[str, Any]:
             "cpus": 1,
             "gpus": spec.gpus_per_replica,
             "label_selector": _nodes(app),
+            **({} if app.vram_bytes is None else {"vram_bytes": app.vram_bytes}),
         },
         # Without a package, the image holds the recipes.
         **({"runtime_env": {"working_dir": app.package}} if app.package else {}),

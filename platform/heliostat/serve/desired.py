@@ -26,13 +26,21 @@ class DesiredApp(BaseModel):
     target_ongoing_requests: float = 32
     groups: tuple[str, ...] = ()
     """The groups its replicas may run on: its own and that one's fallback. Empty: its own."""
+    vram_bytes: int | None = None
+    """GPU memory that a replica may take, by the accelerators that those groups declare."""
 
 
 def deploy(
-    store: Store, settings: Settings, name: str, spec: Application, *, groups: tuple[str, ...] = ()
+    store: Store,
+    settings: Settings,
+    name: str,
+    spec: Application,
+    *,
+    groups: tuple[str, ...] = (),
+    vram_bytes: int | None = None,
 ) -> DesiredApp:
     """Say in the store that the application is wanted. The controller acts on it. Safe to run twice."""
-    desired = DesiredApp(name=name, spec=spec, package=package(settings), groups=groups)
+    desired = DesiredApp(name=name, spec=spec, package=package(settings), groups=groups, vram_bytes=vram_bytes)
     store.put(_key(name), desired.model_dump_json().encode())
     return desired
 

@@ -8,6 +8,7 @@ It runs in any ASGI server as well as in a Serve replica, so the tests drive wha
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -24,12 +25,15 @@ from heliostat.serve.errors import RequestError, model_failed
 from heliostat.serve.keys import KeyRing
 from heliostat.serve.openapi import describe
 from heliostat.serve.requests import Exchange, open_exchange, read_body, read_deadline
+from heliostat.serve.trial import SESSION, Recent, TrialRun
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("heliostat.access")
+
+HOLD_STEP_S = 0.02
 
 HELD = "x-heliostat-held"
 """Set by the holding server (hold.py) on what has waited for a replica; the front takes it from everybody else."""
@@ -89,6 +93,17 @@ class Endpoint:
         self._keys = keys
         self._admission = Admission(max_queue_s)
         self.counts = Counts()
+        self.trial: TrialRun | None = None
+        """Two versions that answer side by side, while a release goes on; the replica's watcher sets it."""
+        self.recent = Recent()
+        self.in_flight = 0
+        """Requests that a model has."""
+        self.hold = False
+        """While set, requests wait: the replica has no model at this moment. The replica's watcher sets it."""
+
+    def replace(self, api: Api) -> None:
+        """Answer with another API from the next request on; what runs ends with the old one."""
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application for any ASGI server; requests alone, no websockets."""
@@ -129,15 +144,39 @@ class Endpoint:
         path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/")
         if path in ("/openapi.json", "/docs") and request.method == "GET":
             return describe(self._app, self._api, page=path == "/docs")
-        operation = self._find(request.method, path)
         read_deadline(exchange, request.headers)
+        while self.hold:  # the replica changes its model; nothing of this request has been read yet
+            if time.monotonic() > exchange.deadline_s:
+                raise exchange.expired()
+            await asyncio.sleep(HOLD_STEP_S)
+        self.in_flight += 1
+        try:
+            return await self._take(path, request, exchange)
+        finally:
+            self.in_flight -= 1
+
+    async def _take(self, path: str, request: Request, exchange: Exchange) -> Response:
+        operation = self._find(request.method, path)
         body = b""
         if operation.method == "POST":
             self._admit(held=HELD in request.headers)
             body = await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s)
-        response = await operation.handler(Sent(body, request.headers.get("content-type", "")), exchange)
+        response = await self._respond(
+            operation, Sent(body, request.headers.get("content-type", "")), request, exchange
+        )
         if operation.method == "POST" and not isinstance(response, StreamingResponse):
             self._count(exchange)
+        return response
+
+    async def _respond(self, operation: Operation, sent: Sent, request: Request, exchange: Exchange) -> Response:
+        if operation.method != "POST":
+            return await operation.handler(sent, exchange)
+        trial = self.trial
+        if trial is None:
+            response = await operation.handler(sent, exchange)
+        else:
+            response = await trial.answer(operation, sent, exchange, session=request.headers.get(SESSION))
+        self.recent.add(operation.path, sent)
         return response
 
     def _find(self, method: str, path: str) -> Operation:

@@ -61,3 +61,11 @@ class RequestError(Exception):
 def model_failed() -> RequestError:
     """The recipe raised: told without its inside, which is in the replica's log under the request's id."""
     return RequestError(500, "model_failed", "the model could not answer this", "see the replica's log")
+
+
+NOT_FINITE = "the model's answer is not a finite number"
+
+
+def not_finite() -> RequestError:
+    """NaN or infinity, which JSON cannot say. For a client it is a model that failed; a release tells them apart."""
+    return RequestError(500, "model_failed", NOT_FINITE, "see the replica's log")

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from heliostat.inference.load import Load
 from heliostat.inference.runner import Answer, Closed, Expired, Runner
 from heliostat.serve.api import Json, Loaded, Operation, Sent
-from heliostat.serve.errors import RequestError, model_failed
+from heliostat.serve.errors import RequestError, model_failed, not_finite
 from heliostat.serve.images import CONTENT_TYPES
 from heliostat.serve.recipe import ImageModel, ItemModel
 from heliostat.serve.requests import Exchange, read_json
@@ -288,7 +288,7 @@ def _finite(answer: dict[str, Any] | RequestError, exchange: Exchange) -> dict[s
         json.dumps(answer, allow_nan=False)
     except (ValueError, TypeError) as error:
         log.error("a result cannot be said in JSON, request %s: %s", exchange.request_id, error)
-        return model_failed()
+        return not_finite() if isinstance(error, ValueError) else model_failed()
     return answer
 
 

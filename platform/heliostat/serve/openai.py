@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from heliostat.inference.load import Load
 from heliostat.serve.api import Json, Loaded, Operation, Sent
-from heliostat.serve.errors import RequestError, model_failed
+from heliostat.serve.errors import RequestError, not_finite
 from heliostat.serve.items import INLINE_BYTES, ItemService, check_list, json_response
 from heliostat.serve.recipe import EmbeddingModel
 from heliostat.serve.requests import Exchange, read_json
@@ -132,7 +132,7 @@ def _entry(
     import numpy as np
 
     if not isinstance(outcome, RequestError) and not np.isfinite(outcome).all():
-        outcome = model_failed()
+        outcome = not_finite()
     if isinstance(outcome, RequestError):
         error = outcome.at(f"input[{index}]").body(exchange.request_id)
         return {"object": "error", "index": index, "embedding": None, **error}

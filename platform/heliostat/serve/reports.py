@@ -12,6 +12,7 @@ import time
 from pydantic import BaseModel, ConfigDict
 
 from heliostat.errors import ObjectMissing
+from heliostat.promote.tally import Tally
 from heliostat.store import Store
 
 # A replica that has not reported for this long is taken for gone.
@@ -32,6 +33,7 @@ class ReplicaReport(BaseModel):
     queued_tokens: int
     teams: dict[str, dict[str, int]] = {}  # requests, items and tokens by the team of the key that asked
     error: str | None = None  # why a newer version could not be loaded
+    trial: Tally | None = None  # what it has seen of the release that goes on
     reported_at: float = 0.0
 
 

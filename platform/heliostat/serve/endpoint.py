@@ -88,6 +88,7 @@ class Endpoint:
         self._app = app
         self._keys = keys
         self._admission = Admission(max_queue_s)
+        self._under_way = 0
         self.counts = Counts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,12 +132,17 @@ class Endpoint:
             return describe(self._app, self._api, page=path == "/docs")
         operation = self._find(request.method, path)
         read_deadline(exchange, request.headers)
-        body = b""
-        if operation.method == "POST":
-            self._admit(held=HELD in request.headers)
+        kind = request.headers.get("content-type", "")
+        if operation.method != "POST":
+            return await operation.handler(Sent(b"", kind), exchange)
+        self._admit(held=HELD in request.headers)
+        self._under_way += 1
+        try:
             body = await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s)
-        response = await operation.handler(Sent(body, request.headers.get("content-type", "")), exchange)
-        if operation.method == "POST" and not isinstance(response, StreamingResponse):
+            response = await operation.handler(Sent(body, kind), exchange)
+        finally:
+            self._under_way -= 1  # of a stream, until it begins
+        if not isinstance(response, StreamingResponse):
             self._count(exchange)
         return response
 
@@ -152,7 +158,7 @@ class Endpoint:
 
     def _admit(self, *, held: bool) -> None:
         """Refuse by seconds of queued work: a count of requests bounds nothing where lengths differ thirty times."""
-        refusal = self._admission.refusal(self._api.load, time.monotonic(), held=held)
+        refusal = self._admission.refusal(self._api.load, time.monotonic(), under_way=self._under_way, held=held)
         if refusal is None:
             return
         self.counts.sheds += 1

@@ -1,6 +1,6 @@
 """How fast a model gets from the store into tensors, beside the fastest way to read its bytes and beside other loaders.
 
-    python tests/benchmarks/loading.py [--rounds 5] [--size-mib 1024] [--threads 4]
+    python tests/benchmarks/loading.py [--quick] [--rounds 5] [--size-mib 1024] [--threads 4] [--only CASE,CASE]
 
 A model in bfloat16, shaped like a transformer, is published into a real S3 server that this script starts. Every case
 runs in a fresh process, the cases one after another, round after round, so that a slow moment hits all of them. The
@@ -163,6 +163,7 @@ OURS: dict[str, Callable[[Task, Store, Artifact], dict[str, Any] | None]] = {
     "next-replica": next_replica,
     "boto3": boto3_download,
 }
+RAW = ("raw-obstore", "raw-socket")
 OTHERS = {"s3torchconnector": s3torchconnector, "runai-model-streamer": runai_streamer}
 CASES = {
     **OURS,
@@ -200,31 +201,39 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5, help="how often each case runs (default 5)")
     arguments.add_argument("--size-mib", type=int, default=1024, help="of the model (default 1024)")
     arguments.add_argument("--threads", type=int, default=4, help="requests in flight, for raw and ours (default 4)")
+    arguments.add_argument("--only", help="these beside raw and our two, separated by commas")
+    arguments.add_argument(
+        "--quick", action="store_true", help="3 rounds, without the other loaders: less than 3 minutes"
+    )
     arguments.add_argument("--case", help=argparse.SUPPRESS)
     options = arguments.parse_args()
+    if options.quick:
+        options.rounds, options.only = 3, "first-replica,next-replica"
+    wanted = set(CASES if options.only is None else options.only.split(",")) | {*RAW, "unverified", "verified"}
+    names = [name for name in CASES if name in wanted]
     if options.case:
         print(json.dumps(asdict(run_case(Task(**json.loads(options.case))))))
         return
-    with tempfile.TemporaryDirectory(prefix="loading-") as name, server(Path(name)) as (port, pid):
+    with tempfile.TemporaryDirectory(prefix="loading-") as name, server(Path(name)) as port:
         folder = Path(name)
         task = Task("", f"http://127.0.0.1:{port}", options.threads, name, "")
         artifact, digest = publish_model(task, options.size_mib * MIB)
         task = _with(task, digest=digest)
         counts = count_requests(_with(task, digest=""), port, folder)
-        samples = run_rounds(task, options.rounds, pid)
+        samples = run_rounds(task, names, options.rounds)
     size = artifact.manifest.files[WEIGHTS].size
     print_table(samples, size)
     print(json.dumps(summary(samples, counts, size, options)))
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[tuple[int, int]]:
+def server(folder: Path) -> Iterator[int]:
     port = ports.choose("auto", preferred=None, field="benchmark", taken=set())
     log = folder / "logs" / "store.log"
     process = store_server.start(folder, port=port, access_key=KEYS[0], secret_key=KEYS[1], log=log)
     try:
         store_server.wait_ready(process, port=port, log=log)
-        yield port, process.pid
+        yield port
     finally:
         store_server.stop(process)
 
@@ -278,14 +287,15 @@ def count_requests(task: Task, port: int, folder: Path) -> dict[str, int]:
     return counts
 
 
-def run_rounds(task: Task, rounds: int, server_pid: int) -> dict[str, list[Sample]]:
-    samples: dict[str, list[Sample]] = {name: [] for name in CASES}
-    for number in range(-1, rounds):  # the first round warms the server and does not count
-        for name in CASES:
-            sample = spawn(_with(task, case=name))
-            if number >= 0:
-                samples[name].append(sample)
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+def run_rounds(task: Task, names: list[str], rounds: int) -> dict[str, list[Sample]]:
+    for name in RAW:  # these warm the server and do not count
+        spawn(_with(task, case=name))
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    for number in range(rounds):
+        begun = time.perf_counter()
+        for name in names:
+            samples[name].append(spawn(_with(task, case=name)))
+        print(f"round {number + 1} of {rounds}, {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
     return samples
 
 
@@ -310,7 +320,7 @@ def median(samples: list[Sample], field: str) -> float:
 
 def raw_of(samples: dict[str, list[Sample]]) -> str:
     """The faster of the two raw readers."""
-    return min(("raw-obstore", "raw-socket"), key=lambda name: median(samples[name], "wall_s"))
+    return min(RAW, key=lambda name: median(samples[name], "wall_s"))
 
 
 def ratios(samples: dict[str, list[Sample]], name: str) -> list[float]:
@@ -343,7 +353,9 @@ def summary(
         "raw_gib_per_s": round(size / 2**30 / median(samples[raw_of(samples)], "wall_s"), 3),
         "ratio_to_raw": round(_ratio(samples, "unverified"), 3),
         "ratio_verified": round(_ratio(samples, "verified"), 3),
-        "ratio_verified_rounds": [round(value, 3) for value in ratios(samples, "verified")],
+        "ratio_spread": {
+            name: [round(pick(ratios(samples, name)), 3) for pick in (min, max)] for name in samples if name not in RAW
+        },
         "rss_ratio": round(max(sample.rss_bytes for sample in samples["verified"]) / size, 3),
         "cpu_s_per_gib": {name: round(median(own, "cpu_s") / (size / 2**30), 3) for name, own in samples.items()},
         "ratios": {name: round(_ratio(samples, name), 3) for name in samples},

@@ -95,7 +95,7 @@ def one_fault(platform: Any, fault: str, app: str, count: int, folder: Path, dra
     return {
         "sent": len(unary),
         "failed": len(failed),
-        "how": dict(Counter(f"{row[4]}: {row[2]}" for row in failed)),
+        "how": dict(Counter(f"{row[4]}: {row[2] or row[3]}" for row in failed)),
         "streams": len(streams),
         "cut and told": sum(row[2] == 1 for row in streams),
         "cut in silence": sum(row[2] not in (1, 200) for row in streams),

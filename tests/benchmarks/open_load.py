@@ -2,6 +2,7 @@
 
     python open_load.py SPEC.json      prints one JSON line: a list of [sent, took, status, retry_after, kind]
 
+Where the status is 0, `retry_after` is what happened instead.
 With `field` in a kind, a row ends with that field of the JSON answer.
 Seconds since the load began; `took` counts from the moment at which the request was due, so a client that is late
 makes nothing look faster. Status 0: no whole answer came back (the connection broke, or the time was up). For streams,
@@ -57,6 +58,7 @@ class Load:
             if status == 200 and "field" in kind:
                 field = json.loads(text).get(kind["field"])
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, ValueError) as problem:
+            retry_after = type(problem).__name__ + getattr(problem, "how", "")  # there is none: say what happened
             if kind.get("stream") and getattr(problem, "begun", False):
                 status = -1
         finally:
@@ -75,12 +77,16 @@ class Load:
             f"{kind['header']}\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         pool = self.idle.setdefault(where, [])
+        used = bool(pool)
         reader, writer = pool.pop() if pool else await asyncio.open_connection(*where)
         try:
             writer.write(head.encode() + content)
             await writer.drain()
             status, headers, text = await answer(reader, stream=bool(kind.get("stream")))
-        except BaseException:
+        except BaseException as problem:
+            problem.how = " on a used connection" if used else " on a new connection"  # type: ignore[attr-defined]
+            if isinstance(problem, asyncio.IncompleteReadError):
+                problem.how += f" after {bytes(problem.partial)[:60]!r}"  # type: ignore[attr-defined]
             writer.close()
             raise
         if headers.get("connection") == "close":

@@ -104,8 +104,7 @@ def open_loop(server: serving.Server, folder: Path, *, rate: float, seconds: flo
         "p99_ms": round(1000 * world.percentile(accepted, 0.99), 1),
         "refused": len(refused),
         "refused_with_retry_after": sum(row[3] is not None for row in refused),
-        "refused_p50_ms": round(1000 * world.percentile([row[1] for row in refused], 0.5), 1),
-        "refused_p99_ms": round(1000 * world.percentile([row[1] for row in refused], 0.99), 1),
+        "refused_p99_ms": round(1000 * world.percentile([row[1] for row in refused], 0.99), 1) if refused else None,
         "lost": sum(others.values()),
         "lost_how": dict(others),
     }

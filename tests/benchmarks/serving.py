@@ -1,6 +1,6 @@
 """Requests per second, latency and CPU per request of Heliostat over HTTP, beside what else one would use.
 
-    python tests/benchmarks/serving.py [--seconds 10] [--only NAME,NAME] [--json FILE]
+    python tests/benchmarks/serving.py [--seconds 10] [--only NAME,NAME] [--shapes single,list:16] [--profile]
 
 One run, one model (a 22 M-parameter encoder with a classifier on it), one named corpus and seed, 32 connections. Each
 server in turn has core 0 for its model process; the client, HAProxy and everything else of Ray share core 1. Beside
@@ -66,6 +66,19 @@ class Row:
         return self.texts_per_s / self.limit if self.limit else 0.0
 
 
+PARTS = {
+    "model": ("inference/encoder.py", "torch/"),
+    "batching and threads": ("heliostat/inference/", "threading.py"),
+    "tokenise": ("words.py", "tokenizers/", "recipe.py"),
+    "access log": ("logging/",),
+    "our HTTP (endpoint, limits, keys, JSON)": ("heliostat/serve/", "json/"),
+    "starlette and uvicorn": ("starlette/", "uvicorn/", "h11/"),
+    "Ray Serve": ("ray/",),
+    "event loop": ("asyncio/",),
+}
+"""What a sample of the replica's stack counts for: the first part that a frame belongs to, from the inmost out."""
+
+
 @dataclass
 class Server:
     """A running server: where it answers, and whose CPU is counted."""
@@ -126,6 +139,48 @@ def measure(server: Server, *, shape: str, seconds: float) -> dict[str, Any]:
     requests = max(1, result["requests"])
     model, front = (1000 * (marks["stop"][i] - marks["start"][i]) / requests for i in (0, 1))
     return {**result, "server_cpu_ms": model, "front_cpu_ms": front}
+
+
+def profile(server: Server, folder: Path, *, seconds: float) -> dict[str, float]:
+    """Shares of the samples in which a thread of the replica ran, by part, under the same load. Needs py-spy."""
+    if shutil.which("py-spy", path=str(Path(sys.executable).parent)) is None:
+        return {}
+    out = folder / f"stacks-{server.url.rsplit('/', 1)[1]}.log"
+    command = [str(Path(sys.executable).parent / "py-spy"), "record", "--pid", str(server.model_pids[0])]
+    command += [
+        "--duration",
+        str(int(seconds)),
+        "--rate",
+        "100",
+        "--nonblocking",
+        "--format",
+        "raw",
+        "--full-filenames",
+    ]
+    load = [sys.executable, str(PEERS / "load.py"), server.url, str(CONNECTIONS), "0", str(seconds + 4), "single"]
+    with subprocess.Popen(
+        ["taskset", "-c", str(OTHER_CORE), *load, server.header], stdout=subprocess.DEVNULL
+    ) as sending:
+        time.sleep(2)
+        subprocess.run(
+            ["taskset", "-c", str(OTHER_CORE), *command, "--output", str(out)], check=True, capture_output=True
+        )
+        sending.wait()
+    counts: dict[str, int] = {}
+    for line in out.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        part = part_of(stack.split(";"))
+        counts[part] = counts.get(part, 0) + int(count)
+    total = sum(counts.values())
+    return {part: round(count / total, 4) for part, count in sorted(counts.items(), key=lambda pair: -pair[1])}
+
+
+def part_of(stack: list[str]) -> str:
+    for frame in reversed(stack):
+        for part, marks in PARTS.items():
+            if any(mark in frame for mark in marks):
+                return part
+    return "other"
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -448,6 +503,7 @@ class Bench:
         self.only = set(arguments.only.split(",")) if arguments.only else set()
         self.rows: list[Row] = []
         self.left_out: list[str] = []
+        self.profiles: dict[str, dict[str, float]] = {}
         self.model = folder / "model"
         self.accuracy = make_model(self.model)
         self.env = {
@@ -482,6 +538,10 @@ class Bench:
             with make() as server:
                 for shape in shapes:
                     self._row(name, server, shape, note)
+                if self.arguments.profile and name in ("heliostat", "trivial"):
+                    self.profiles[name] = profile(server, self.folder, seconds=self.seconds)
+                    for part, share in self.profiles[name].items():
+                        print(f"    {share:7.2%}  {part}")
         except Exception as error:  # noqa: BLE001  # a peer that breaks must not end the others' measurement
             self.left_out.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
             print(f"  {self.left_out[-1]}", file=sys.stderr)
@@ -504,7 +564,7 @@ class Bench:
         )
 
     def run(self) -> None:
-        both = ("single", "list:16")
+        both = tuple(self.arguments.shapes.split(","))
         if any(self.wanted(name) for name in ("heliostat", "heliostat bf16", "trivial", "heliostat python-proxy")):
             with embedded_cluster(self.folder, self.model) as platform:
                 self.shoot("heliostat", lambda: heliostat_app(platform, "fp32"), shapes=both)
@@ -575,7 +635,7 @@ class Bench:
         env = {**self.env, "BENCH_BATCH": str(batch)}
         shapes, body = both, None
         if peer == "bentoml" and batch > 1:  # its batching takes lists alone: of one text, and of sixteen
-            shapes, body = ("list:1", "list:16"), {"texts": ["is it ready"]}
+            shapes, body = tuple("list:1" if one == "single" else one for one in both), {"texts": ["is it ready"]}
         self.shoot(name, self._process(name, commands[peer], port, path, env=env, body=body), shapes=shapes)
 
     def _infinity(self) -> None:
@@ -637,6 +697,7 @@ class Bench:
             "bf16_gate": self.accuracy,
             "in_process": {kind: round(value / self.passes["packed"], 3) for kind, value in self.passes.items()},
             "rows": [dataclasses.asdict(row) | {"ratio": round(row.ratio, 3)} for row in self.rows],
+            "profile": self.profiles,
             "left_out": self.left_out,
             "connections": CONNECTIONS,
             "machine": cpu(),
@@ -655,6 +716,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--only", help="these rows alone, separated by commas")
+    parser.add_argument("--shapes", default="single,list:16", help="single, or a list of so many texts")
+    parser.add_argument("--profile", action="store_true", help="say where the replica's time goes, by py-spy")
     parser.add_argument("--keep-logs", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended

@@ -93,8 +93,8 @@ def event_page() -> str:
         "# Events",
         MADE,
         "Facts that the meter, `job list`, `why` and your own tools can read: JSON lines under "
-        "`events/<day>/<source>/` in the store. Each has `id`, `schema`, `kind`, `source`, `time_s` (seconds since the epoch), `monotonic_s`, "
-        "and the fields of its kind. Readers drop a repeated `id`.\n",
+        "`events/<day>/<source>/` in the store. Each has `id`, `schema`, `kind`, `source`, `time_s` (seconds since the "
+        "epoch), `monotonic_s`, and the fields of its kind. Readers drop a repeated `id`.\n",
         "| kind | what happened | fields |",
         "| --- | --- | --- |",
     ]

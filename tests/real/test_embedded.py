@@ -217,7 +217,9 @@ def test_a_version_that_cannot_be_loaded_is_rolled_back_by_itself_and_says_why(
     assert [entry.state for entry in platform.apps.history(APP)][-2:] == ["proposed", "rolled_back"]
 
 
-def test_a_torn_version_is_never_served_and_the_old_one_goes_on(platform: Platform, app: Artifact) -> None:
+def test_one_flipped_byte_of_a_new_version_is_never_served_and_the_old_one_goes_on(
+    platform: Platform, app: Artifact
+) -> None:
     before = ask(platform, {"text": "hi"}).json()["version"]
     third = make_version(platform, 3)
     key = third.manifest.key("model.safetensors")
@@ -236,12 +238,22 @@ def test_a_torn_version_is_never_served_and_the_old_one_goes_on(platform: Platfo
         why="corrupt",
     )
 
+    answers: list[tuple[int, int]] = []
+
     def told() -> bool:
-        ask(platform, {"text": "hi"})
+        answer = ask(platform, {"text": "hi"})
+        answers.append((answer.status_code, answer.json()["version"]))
         return any("model.safetensors" in (report.error or "") for report in platform.apps.replicas(APP))
 
     until(told, "the replica says why it did not take the version over")
-    assert ask(platform, {"text": "hi"}).json()["version"] == before
+    [report] = platform.apps.replicas(APP)
+    assert report.error is not None
+    assert f"bytes 0..{len(data) - 1} differs" in report.error  # the file has one part
+    assert report.version == before
+    for _ in range(10):  # it is tried again every half a second
+        told()
+        time.sleep(0.1)
+    assert set(answers) == {(200, before)}
     platform.apps.rollback(APP, why="it was torn")
 
 

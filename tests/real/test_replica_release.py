@@ -32,7 +32,8 @@ from tests.support.faulty_files import faulty_files
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 APP = "intents"
-TEXTS = [f"{verb} the {thing}" for verb in ("turn on", "switch off", "dim") for thing in ("light", "fan", "old big lamp by the door of the hall")]  # fmt: skip
+THINGS = ("light", "fan", "old big lamp by the door of the hall")
+TEXTS = [f"{verb} the {thing}" for verb in ("turn on", "switch off", "dim") for thing in THINGS]
 RULES = ReleaseRules(requests=10)
 
 
@@ -135,7 +136,9 @@ class OneReplica:
 
 
 @pytest.fixture
-def world(request: pytest.FixtureRequest, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OneReplica]:  # fmt: skip
+def world(
+    request: pytest.FixtureRequest, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OneReplica]:
     made = OneReplica(store, tmp_path, vram_bytes=getattr(request, "param", None))
     first = made.publish(1)
     assert made.release(first).state == "live"

@@ -48,6 +48,7 @@ class DutyCycle:
     def __init__(self, window_s: float = WINDOW_S) -> None:
         self._window_s = window_s
         self._runs: deque[tuple[float, float, float]] = deque()  # (from, to, share of the capacity that was used)
+        self._used_s = 0.0  # of all of them, kept as a sum: admission asks for every request
         self._began: tuple[float, float] | None = None
 
     def begin(self, now: float, share: float = 1.0) -> None:
@@ -57,7 +58,9 @@ class DutyCycle:
 
     def end(self, now: float) -> None:
         if self._began is not None:
-            self._runs.append((self._began[0], now, self._began[1]))
+            begin, share = self._began
+            self._runs.append((begin, now, share))
+            self._used_s += (now - begin) * share
             self._began = None
         self._forget(now)
 
@@ -65,10 +68,16 @@ class DutyCycle:
         """0.0 to 1.0, what runs now included."""
         self._forget(now)
         since = now - self._window_s
-        running = [] if self._began is None else [(self._began[0], now, self._began[1])]
-        used = sum(max(0.0, to - max(begin, since)) * share for begin, to, share in (*self._runs, *running))
-        return min(1.0, used / self._window_s)
+        used = self._used_s
+        if self._runs and self._runs[0][0] < since:  # the oldest began before the window
+            used -= (since - self._runs[0][0]) * self._runs[0][2]
+        if self._began is not None:
+            used += (now - max(self._began[0], since)) * self._began[1]
+        return min(1.0, max(0.0, used / self._window_s))
 
     def _forget(self, now: float) -> None:
         while self._runs and self._runs[0][1] <= now - self._window_s:
-            self._runs.popleft()
+            begin, end, share = self._runs.popleft()
+            self._used_s -= (end - begin) * share
+        if not self._runs:
+            self._used_s = 0.0  # so that rounding does not add up

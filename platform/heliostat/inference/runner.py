@@ -10,6 +10,7 @@ Not here: which items run together (batching.py), tokenising, refusing work when
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -30,6 +31,10 @@ Forward = Callable[[Sequence[Work]], Sequence[R]]
 
 _MEMORY = 0.9
 """Weight of the past in the measured speed: about the last ten batches count."""
+
+
+_LATE = "the deadline passed while the item waited; allow more time, or send less"
+_CLOSED = "this runner was closed before the item could run; send it to another replica"
 
 
 class Expired(TimeoutError):
@@ -130,8 +135,7 @@ class Runner(Generic[R]):
             left = list(self._jobs)
             jobs = [self._jobs.pop(item_id) for item_id in left if self._batcher.cancel(item_id)]
             self._changed.notify()
-        for job in jobs:
-            _deliver(job, Closed("this runner was closed before the item could run; send it to another replica"))
+        _deliver([(job, Closed(_CLOSED)) for job in jobs])
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise TimeoutError(f"the model still runs {timeout_s} s after close; wait longer, or end the process")
@@ -177,13 +181,11 @@ class Runner(Generic[R]):
         """The thread: batch after batch until closed."""
         while (taken := self._next_batch()) is not None:
             loaded, running, expired = taken
-            for job in expired:
-                _deliver(job, Expired("the deadline passed while the item waited; allow more time, or send less"))
+            _deliver([(job, Expired(_LATE)) for job in expired])
             began = self._clock()
             outcomes = _run(loaded, running)
             self._measure(running, began, self._clock())
-            for job, outcome in zip(running, outcomes, strict=True):
-                _deliver(job, outcome)
+            _deliver(list(zip(running, outcomes, strict=True)))
 
     def _next_batch(self) -> tuple[_Loaded[R], list[_Job[R]], list[_Job[R]]] | None:
         """Wait for items; the model to use, what to run and what expired. None once closed."""
@@ -253,13 +255,20 @@ def _forward(loaded: _Loaded[R], jobs: Sequence[_Job[R]]) -> list[Answer[R]]:
     return [Answer(result, loaded.identity) for result in results]
 
 
-def _deliver(job: _Job[R], outcome: Answer[R] | Exception) -> None:
-    """Hand an outcome to the loop that waits for it."""
-    try:
-        job.loop.call_soon_threadsafe(_settle, job.future, outcome)
-    except RuntimeError:
-        # The loop has been closed, so nobody waits; the thread goes on for the others.
-        return
+def _deliver(outcomes: Sequence[tuple[_Job[R], Answer[R] | Exception]]) -> None:
+    """Hand outcomes to the loops that wait for them: each loop is woken once, not once for an item."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Answer[R]], Answer[R] | Exception]]] = {}
+    for job, outcome in outcomes:
+        by_loop.setdefault(job.loop, []).append((job.future, outcome))
+    for loop, settled in by_loop.items():
+        # A loop that has been closed has nobody who waits; the thread goes on for the others.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle_all, settled)
+
+
+def _settle_all(settled: Sequence[tuple[asyncio.Future[Answer[R]], Answer[R] | Exception]]) -> None:
+    for future, outcome in settled:
+        _settle(future, outcome)
 
 
 def _settle(future: asyncio.Future[Answer[R]], outcome: Answer[R] | Exception) -> None:

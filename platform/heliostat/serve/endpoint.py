@@ -92,6 +92,7 @@ class Endpoint:
         self._app = app
         self._keys = keys
         self._admission = Admission(max_queue_s)
+        self._under_way = 0
         self.counts = Counts()
         self.trial: TrialRun | None = None
         """Two versions that answer side by side, while a release goes on; the replica's watcher sets it."""
@@ -157,14 +158,17 @@ class Endpoint:
 
     async def _take(self, path: str, request: Request, exchange: Exchange) -> Response:
         operation = self._find(request.method, path)
-        body = b""
-        if operation.method == "POST":
-            self._admit(held=HELD in request.headers)
+        kind = request.headers.get("content-type", "")
+        if operation.method != "POST":
+            return await self._respond(operation, Sent(b"", kind), request, exchange)
+        self._admit(held=HELD in request.headers)
+        self._under_way += 1
+        try:
             body = await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s)
-        response = await self._respond(
-            operation, Sent(body, request.headers.get("content-type", "")), request, exchange
-        )
-        if operation.method == "POST" and not isinstance(response, StreamingResponse):
+            response = await self._respond(operation, Sent(body, kind), request, exchange)
+        finally:
+            self._under_way -= 1  # of a stream, until it begins
+        if not isinstance(response, StreamingResponse):
             self._count(exchange)
         return response
 
@@ -191,7 +195,7 @@ class Endpoint:
 
     def _admit(self, *, held: bool) -> None:
         """Refuse by seconds of queued work: a count of requests bounds nothing where lengths differ thirty times."""
-        refusal = self._admission.refusal(self._api.load, time.monotonic(), held=held)
+        refusal = self._admission.refusal(self._api.load, time.monotonic(), under_way=self._under_way, held=held)
         if refusal is None:
             return
         self.counts.sheds += 1

@@ -45,8 +45,8 @@ from heliostat.store import Store
 
 log = logging.getLogger("heliostat.hold")
 
-MAX_HELD = 512
-"""Requests of one application that wait here at a time."""
+MAX_HELD = 2048
+"""Requests of one application that wait here at a time: 40 a second for the 15 s of a new node, three times over."""
 MAX_BODY_BYTES = 64 * 2**20
 """Of one request. An application's own limit is lower and is told by its replica."""
 MAX_BYTES = 512 * 2**20

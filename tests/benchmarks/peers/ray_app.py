@@ -8,7 +8,6 @@ or python. Prints "ready" and ends when standard input is closed.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -53,10 +52,16 @@ def application() -> Any:
 
     options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 1}}
     if APP == "heliostat":
-        from heliostat.serve.deployment import ModelDeployment, build
+        from ray.serve.config import RequestRouterConfig
 
-        del ModelDeployment
-        return build(json.loads(os.environ["BENCH_ARGS"]))
+        from heliostat.serve.config import MAX_ONGOING
+        from heliostat.serve.deployment import AppArguments, ModelDeployment
+
+        router = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)  # as serve/config.py has it
+        deployment = ModelDeployment.options(
+            max_ongoing_requests=MAX_ONGOING, request_router_config=router, ray_actor_options={"num_cpus": 1}
+        )
+        return deployment.bind(AppArguments.model_validate_json(os.environ["BENCH_ARGS"]))
     if APP == "plain":
 
         @serve.deployment(**options)

@@ -170,7 +170,7 @@ def _ask_steps(way: Way, today: dt.date, *, spare: bool) -> Iterator[Step]:
             request.command,
         )
     if not spare:
-        yield Step(None, f"then take {words(way.choice)}", start_command(way.choice))
+        yield Step(None, f"take {words(way.choice)}", start_command(way.choice))
 
 
 def _other(ways: Sequence[Way], first: Way) -> Way | None:

@@ -43,6 +43,8 @@ Role = Literal["serving", "training"]
 
 RECLAIM_COST_H = 0.25
 """Hours that a reclaim takes from a training: another machine, start, and half a checkpoint interval once more."""
+START_H = 0.25
+"""Hours that a training holds its machines before the first step: image, weights, compilation. A guess, to be seen."""
 MOST_MACHINES = 64
 MONTH_H = 730.0
 
@@ -375,11 +377,11 @@ def _train(goal: Train, instance: Instance, card: Accelerator) -> _Sized | str:
         pace = training_pace(goal.shape, workload, card, gpus=gpus, machines=machines, calibration=goal.calibration)
         if isinstance(pace, str):
             return f"{card.name}: {pace}"
-        holds, hours = True, goal.tokens / pace.tokens_per_s / 3600
+        holds, hours = True, START_H + goal.tokens / pace.tokens_per_s / 3600
         if hours <= deadline:
             reasons = (
                 f"{need.ceiling / 2**30:.1f} of {card.usable_gib:g} GiB a card at most",
-                f"{pace.tokens_per_s:,.0f} tokens/s",
+                f"{pace.tokens_per_s:,.0f} tokens/s after {START_H:g} h to start",
             )
             return _Sized(machines, hours, machines > 1, reasons, pace.assumptions)
     if not holds:

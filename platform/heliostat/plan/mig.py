@@ -79,7 +79,8 @@ class Place:
 class PackedCard:
     """`places` in the order in which they are to be made: the largest first, then by start.
 
-    With the starts given every order is legal; in this one each also fits where the driver would put it.
+    With the starts given every order is legal. Without them the driver chooses, and a small slice in the wrong place
+    keeps a large one out: so the commands name them.
     """
 
     index: int

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from heliostat.errors import UsageError
@@ -124,6 +125,7 @@ class Traffic:
             raise UsageError(f"latency of {self.latency_s} s", do="give seconds above 0")
 
 
+@lru_cache(maxsize=1024)
 def replica_on(
     shape: ModelShape,
     dtype: Serving,

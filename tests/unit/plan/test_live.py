@@ -299,7 +299,8 @@ def test_a_throttled_call_is_made_again(server: tuple[HTTPServer, list[int]]) ->
     assert len(calls) == 7  # six questions' calls, and the first one twice
 
 
-def test_without_a_network_one_question_is_asked_and_the_tables_are_used() -> None:
+def test_without_a_network_one_question_is_asked_and_the_tables_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heliostat.plan.live.TRIES", 1)  # the waits between tries are botocore's own
     closed = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     port = closed.server_port
     closed.server_close()

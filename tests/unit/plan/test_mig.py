@@ -22,58 +22,64 @@ CATALOGUE = load()
 
 
 class Brute:
-    """Places tenants one by one, in the order given, at every start that is legal; keeps the best that it met."""
+    """For each card and each set of models whether it goes onto the card, by trying every profile at every legal start
+    for one model after the other; then every way to deal the models out over the cards."""
 
     def __init__(self, tenants: tuple[Tenant, ...], cards: tuple[Card, ...]) -> None:
         self.tenants, self.cards = tenants, cards
-        self.shapes = [shape_of(CATALOGUE, card.accelerator) for card in cards]
-        self.device = [CATALOGUE.accelerator(card.accelerator) for card in cards]
 
     def best(self) -> tuple[int, int]:
-        """Tenants left out and cards used: the least of both, in that order."""
+        """Models left out and cards used: the least of both, in that order."""
+        everyone = (1 << len(self.tenants)) - 1
+        fits = {card: [self.fits(card, some) for some in range(everyone + 1)] for card in set(self.cards)}
 
         @cache
-        def go(index: int, state: tuple[tuple[int, int, str], ...]) -> tuple[int, int]:
-            # state, of each card: memory slices in use as bits, compute slices in use, "whole" once it is one place
-            if index == len(self.tenants):
-                used = sum(
-                    1
-                    for (mask, _, kind), card, shape in zip(state, self.cards, self.shapes, strict=True)
-                    if kind == WHOLE or mask != self.taken(card, shape)[0]
-                )
-                return 0, used
-            out, cards = go(index + 1, state)
-            answers = [(out + 1, cards)]
-            answers += [go(index + 1, after) for after in self.moves(self.tenants[index], state)]
+        def deal(card: int, rest: int) -> tuple[int, int]:
+            if card == len(self.cards):
+                return rest.bit_count(), 0
+            answers = [deal(card + 1, rest)]
+            some = rest
+            while some:  # every subset of the rest but the empty one
+                if fits[self.cards[card]][some]:
+                    out, used = deal(card + 1, rest & ~some)
+                    answers.append((out, used + 1))
+                some = (some - 1) & rest
             return min(answers)
 
-        start = tuple((*self.taken(card, shape), "") for card, shape in zip(self.cards, self.shapes, strict=True))
-        return go(0, start)
+        return deal(0, everyone)
 
-    def taken(self, card: Card, shape: Shape) -> tuple[int, int]:
+    def fits(self, card: Card, some: int) -> bool:
+        inside = [tenant for index, tenant in enumerate(self.tenants) if some >> index & 1]
+        device, shape = CATALOGUE.accelerator(card.accelerator), shape_of(CATALOGUE, card.accelerator)
+        if len(inside) == 1 and not card.taken and inside[0].memory <= device.usable_bytes:
+            return True  # without MIG
+
+        def place(index: int, mask: int, compute: int) -> bool:
+            if index == len(inside):
+                return True
+            for profile in shape.profiles:
+                share = profile.compute_slices / profile.gpu_compute_slices
+                if inside[index].memory > profile.usable_bytes(device) or inside[index].compute > share + 1e-9:
+                    continue
+                if compute + profile.compute_slices > shape.compute:
+                    continue
+                for start in profile.starts:
+                    bits = ((1 << profile.memory_slices) - 1) << start
+                    if not mask & bits and place(index + 1, mask | bits, compute + profile.compute_slices):
+                        return True
+            return False
+
+        return len(inside) <= shape.memory and place(0, *self.taken(card, shape))
+
+    @staticmethod
+    def taken(card: Card, shape: Shape) -> tuple[int, int]:
+        """Memory slices in use as bits, and compute slices in use."""
         mask = compute = 0
         for start, name in card.taken:
             profile = shape.profile(name)
             mask |= ((1 << profile.memory_slices) - 1) << start
             compute += profile.compute_slices
         return mask, compute
-
-    def moves(self, tenant: Tenant, state):  # type: ignore[no-untyped-def]
-        for at, (mask, compute, kind) in enumerate(state):
-            if kind == WHOLE:
-                continue
-            shape, device = self.shapes[at], self.device[at]
-            if not mask and tenant.memory <= device.usable_bytes and not self.cards[at].taken:
-                yield (*state[:at], (mask, compute, WHOLE), *state[at + 1 :])
-            for profile in shape.profiles:
-                share = profile.compute_slices / profile.gpu_compute_slices
-                if tenant.memory > profile.usable_bytes(device) or tenant.compute > share + 1e-9:
-                    continue
-                for start in profile.starts:
-                    bits = ((1 << profile.memory_slices) - 1) << start
-                    if mask & bits or compute + profile.compute_slices > shape.compute:
-                        continue
-                    yield (*state[:at], (mask | bits, compute + profile.compute_slices, ""), *state[at + 1 :])
 
 
 def check_legal(packing: Packing, tenants: tuple[Tenant, ...], cards: tuple[Card, ...]) -> None:
@@ -84,7 +90,7 @@ def check_legal(packing: Packing, tenants: tuple[Tenant, ...], cards: tuple[Card
     for card in packing.cards:
         shape, device = shape_of(CATALOGUE, card.card.accelerator), CATALOGUE.accelerator(card.card.accelerator)
         assert cards[card.index] == card.card
-        mask, compute = Brute((), (card.card,)).taken(card.card, shape)
+        mask, compute = Brute.taken(card.card, shape)
         for place in card.places:
             if place.profile == WHOLE:
                 assert len(card.places) == 1
@@ -148,8 +154,7 @@ def test_a_slice_in_the_wrong_place_costs_a_larger_one() -> None:
     assert blocked.refused[0][0] == "large"
 
 
-def test_slices_are_made_large_first_and_each_fits_at_its_turn_wherever_a_driver_puts_it() -> None:
-    """Without starts a driver takes some legal start; large first, no order of choices spoils what comes later."""
+def test_slices_made_large_first_at_their_starts_each_fit_at_their_turn() -> None:
     for kind in KINDS:
         shape = shape_of(CATALOGUE, kind)
         for layout in layouts(shape):

@@ -36,7 +36,9 @@ waste = st.fixed_dictionaries(
         "dry_run": st.booleans(),
         "quiet": st.lists(st.sampled_from(["Sat-Sun", "Mon-Fri 20:00-06:00", "Wed 00:00-23:59"]), max_size=2),
         "exempt": st.dictionaries(
-            st.sampled_from(["nightly", "team:voice"]), st.dates(date(2020, 1, 1), date(2099, 12, 31)).map(str), max_size=2
+            st.sampled_from(["nightly", "team:voice"]),
+            st.dates(date(2020, 1, 1), date(2099, 12, 31)).map(str),
+            max_size=2,
         ),
     },
 )

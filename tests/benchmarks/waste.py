@@ -215,7 +215,7 @@ def run(folder: Path, after: float, watch: float) -> int:
         for app in ("asked", "unasked"):
             world.wait_answered(platform, f"{platform.settings.serve_url}/{app}", {"text": "hello"})
         threading.Thread(target=keep_asking, args=(platform, stop), daemon=True).start()
-        if not book.stdout.readline().startswith("ready"):
+        if not any(line.startswith("ready") for line in iter(book.stdout.readline, "")):  # Ray prints between the lines
             raise SystemExit((folder / "notebook.log").read_text()[-2000:])
         world.until(lambda: all(_steps(platform, job.run) >= 3 for job in jobs.values()), "three steps of each run")
         print("everything runs", file=sys.stderr)

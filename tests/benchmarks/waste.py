@@ -158,6 +158,18 @@ def notebook(platform: Any, log: Path) -> subprocess.Popen[str]:
         )
 
 
+def submit(platform: Any, name: str) -> Any:
+    """Ray takes no job before the head's agent is up, which on a loaded machine comes after the dashboard."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return platform.jobs.submit(name)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 def keep_asking(platform: Any, stop: threading.Event) -> None:
     import httpx
 
@@ -209,7 +221,7 @@ def run(folder: Path, after: float, watch: float) -> int:
         publish_echo(platform)
         for app in ("asked", "unasked"):
             platform.apps.deploy(app)
-        jobs = {name: platform.jobs.submit(name) for name in ("steady", "spinning", "stalled")}
+        jobs = {name: submit(platform, name) for name in ("steady", "spinning", "stalled")}
         book = notebook(platform, folder / "notebook.log")
         assert book.stdout is not None
         for app in ("asked", "unasked"):

@@ -30,7 +30,7 @@ from heliostat.definition import load as load_definition
 from heliostat.errors import ClusterNotUp, JobError, UnknownModel, UsageError
 from heliostat.events import Event, read_events
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
-from heliostat.names import check_name, version_name
+from heliostat.names import check_name, check_segment, version_name
 from heliostat.promote.gate import Verdict
 from heliostat.registry import (
     Alias,
@@ -69,10 +69,16 @@ from heliostat.settings import Settings, load
 from heliostat.store import Store
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
+from heliostat.train.logs import read_logs
+from heliostat.train.progress import Progress as RunProgress
+from heliostat.train.progress import read_progress
 from heliostat.train.submit import JobRow, SubmittedJob
 
 if TYPE_CHECKING:
     from heliostat.meter.report import Report
+    from heliostat.plan.policy.traces import Window
+    from heliostat.train.market import Terms
+    from heliostat.train.rehearsal import RealOutcome
 
 Progress = Callable[[str], None]
 KEEP = Retention()
@@ -220,10 +226,42 @@ class Jobs:
         return jobs_api.list_jobs(self._platform.settings)
 
     def logs(self, job_id: str) -> str:
-        return jobs_api.logs(self._platform.settings, job_id)
+        """What the job has printed. Of a job that Ray has forgotten, with its cluster or without, what is in the store;
+        a run's name gives all of its jobs'.
+        """
+        try:
+            return jobs_api.logs(self._platform.settings, job_id)
+        except (ClusterNotUp, JobError):
+            kept = read_logs(self._platform.store, check_segment(job_id, what="job"))
+            if kept is None:
+                raise
+            return kept
+
+    def progress(self, run: str) -> RunProgress | None:
+        """How far the run is, or was when it ended, with its curve; None while nothing is known."""
+        return read_progress(self._platform.store, check_segment(run, what="run"))
 
     def stop(self, job_id: str) -> None:
         jobs_api.stop(self._platform.settings, job_id)
+
+    def rehearse(
+        self,
+        name: str,
+        terms: Terms,
+        window: Window,
+        *,
+        arguments: Sequence[str] = (),
+        progress: Progress = lambda _: None,
+    ) -> RealOutcome:
+        """Run the job once, as a deadline job, on the embedded cluster with spot as the window has it."""
+        from heliostat.train.rehearsal import rehearse_for_real
+
+        settings = self._platform.settings
+        spec = _known(self._platform.definition.jobs, name, "job")
+        package = desired.package(settings)
+        return rehearse_for_real(
+            settings, name, spec, terms, window, arguments=[*arguments], package=package, progress=progress
+        )
 
     def wait(self, job: SubmittedJob, *, limit_s: float = 3600, on_status: Progress = lambda _: None) -> TrainedModel:
         """Until the job has succeeded; then what it trained. Raises JobFailed."""

@@ -4,6 +4,9 @@ Runs in the job's driver. A gang has between `low` and `high` keepers (Ray actor
 *attempt* is one training over those that are there; when it ends by a loss, a notice or a new node, the next one
 follows from the newest checkpoint. What of it a node's death takes away is the node's own keeper alone.
 
+A gang with a deadline moves between two groups, spot and on-demand, or waits with no node at all, as its chooser says
+(`market.py`); it leaves a group when it is whole in the other, after a checkpoint.
+
 Why not Ray Train's own controller, and what each costs in seconds: docs/decisions/0013-recovery.md.
 """
 
@@ -20,14 +23,17 @@ from typing import Any, Literal
 
 from heliostat.errors import JobFailed
 from heliostat.events import Spool
+from heliostat.plan.policy.deadline import Market
 from heliostat.store import Store
 from heliostat.train.checkpoint import claim_generation, patiently
 from heliostat.train.context import RunSpec
 from heliostat.train.goodput import Goodput, Span, reckon
 from heliostat.train.keeper import Keeper, warm_up
+from heliostat.train.market import Chooser
+from heliostat.train.progress import Curve, Progress
+from heliostat.train.reclaims import LABEL_GROUP
 from heliostat.train.seat import About, Ended, Seat
 
-LABEL_GROUP = "heliostat.io/group"
 # Losses in a row after none of which a single step was completed.
 FRUITLESS_LIMIT = 8
 # How long an elastic gang waits for its full size before it begins, or goes on, smaller.
@@ -38,6 +44,7 @@ GANG_LIMIT_S = 300.0
 # Before a deadline, for the checkpoint.
 MARGIN_S = 5.0
 LOOK_S = 0.3
+CHOOSE_S = 0.5
 TELL_S = 10.0
 ANSWER_S = 1.0
 PREPARE_LIMIT_S = 90.0
@@ -52,6 +59,7 @@ class _Place:
     actor: Any  # Any: Ray's actor handle
     answer: Any  # Any: the reference to its first answer
     asked_at: float
+    group: str
     about: About | None = None
     line: socket.socket | None = None  # open as long as its process lives
     deadline: float | None = None  # of its node, since the epoch; None without a notice
@@ -86,6 +94,7 @@ class _Attempt:
 
     places: list[_Place]
     name: str
+    group: str
     began_at: float  # since the epoch
     pending: dict[Any, _Place] = field(default_factory=dict)  # Any: Ray's reference to an Ended
     ended: list[Ended] = field(default_factory=list)
@@ -107,9 +116,20 @@ class Gang:
         store: Store,
         spool: Spool,
         on_progress: Callable[[dict[str, float]], None] = lambda _: None,
+        chooser: Chooser | None = None,
+        curve: Curve | None = None,
     ) -> None:
         self._spec, self._gang, self._order, self._store, self._spool = spec, gang, order, store, spool
         self._on_progress = on_progress
+        self._chooser = chooser
+        self._group: str | None = gang.group  # where the gang is to be; None: nowhere, it waits for spot
+        self._asked: frozenset[str] = frozenset({gang.group})  # the groups in which it asks for nodes
+        self._chose_at = 0.0
+        self._now: _Attempt | None = None
+        self._curve = curve or Curve()
+        self._losses = self._notices = 0
+        self._state = "waiting for nodes"
+        self._total = 0.0
         self._places: list[_Place] = []
         self._warmed: set[str] = set()
         self._draining: dict[str, float] = {}
@@ -120,6 +140,35 @@ class Gang:
     def goodput(self) -> Goodput:
         return reckon(self.spans)
 
+    def progress(self) -> Progress:
+        """How far it is. May be called from another thread."""
+        attempt, spans = self._now, list(self.spans)
+        seen: dict[str, float] = {}
+        if attempt is not None:
+            seen = attempt.seen
+            spans.append(_span(attempt, seen, self._waited_s))
+        made = reckon(spans)
+        points = self._curve.points
+        return Progress(
+            run=self._spec.run,
+            state=self._state,
+            at=time.time(),
+            step=int(seen.get("step", made.steps)),
+            total=int(seen.get("total", self._total)),
+            loss=points[-1][1] if points else None,
+            steps_per_s=round(_pace(seen), 4),
+            group=self._group or "",
+            nodes=() if attempt is None else tuple(dict.fromkeys(_node(place) for place in attempt.places)),
+            gpu_seconds=round(made.held, 3),
+            useful=round(made.share, 4),
+            losses=self._losses,
+            notices=self._notices,
+            steps_again=made.steps_again,
+            attempts=made.attempts,
+            deadline=None if self._chooser is None else self._chooser.ends_at,
+            curve=points,
+        )
+
     def run(self) -> str:
         """Until it is done. Returns "" or, where the training function is wrong, its traceback."""
         fruitless, best = 0, -1.0
@@ -127,9 +176,8 @@ class Gang:
             while True:
                 places = self._gather()
                 outcome, text, reached = self._attempt(places)
-                if outcome == "done":
-                    return ""
-                if outcome == "failed":
+                if outcome in ("done", "failed"):
+                    self._state = outcome
                     return text
                 fruitless, best = (0, reached) if reached > best else (fruitless + (outcome == "lost"), best)
                 if fruitless >= FRUITLESS_LIMIT:
@@ -150,12 +198,19 @@ class Gang:
         patience = PATIENCE_S if self.spans else FIRST_PATIENCE_S
         while True:
             self._look()
+            group = self._group
+            self._choose()
+            if self._group != group:
+                begun = time.monotonic()
             self._drop_noticed()
             self._fill()
             self._answers()
             living = self._living()
             waited = time.monotonic() - begun
-            if len(living) >= self._gang.high or (len(living) >= self._gang.low and waited > patience):
+            self._state = "waiting for nodes" if self._group else "waiting for spot"
+            if self._group is None:
+                begun = time.monotonic()
+            elif len(living) >= self._gang.high or (len(living) >= self._gang.low and waited > patience):
                 self._waited_s = waited
                 return living
             if living and waited > GANG_LIMIT_S:
@@ -167,26 +222,53 @@ class Gang:
             if time.monotonic() - told > 10:
                 told = time.monotonic()
                 have = f"{len(living)} of {self._gang.high} workers are placed"
-                _say(f"waiting for nodes of group {self._gang.group!r}: {have}")
+                _say(f"waiting for nodes of group {self._group or self._gang.group!r}: {have}")
             time.sleep(0.02)
 
     def _fill(self) -> None:
         """Ask for what is missing: a pending actor is what makes the autoscaler start a node."""
         import ray
 
-        while sum(place.deadline is None for place in self._places) < self._gang.high + self._gang.standby:
-            actor = (
-                ray.remote(Keeper)
-                .options(
-                    num_cpus=self._gang.cpus,
-                    num_gpus=self._gang.gpus,
-                    max_concurrency=8,
-                    label_selector={LABEL_GROUP: self._gang.group},
-                    scheduling_strategy="DEFAULT",  # not into the placement group of a Tune trial that drives us
+        for group in self._asked:
+            wanted = self._gang.high + (self._gang.standby if group == self._group else 0)
+            while sum(place.deadline is None and place.group == group for place in self._places) < wanted:
+                actor = (
+                    ray.remote(Keeper)
+                    .options(
+                        num_cpus=self._gang.cpus,
+                        num_gpus=self._gang.gpus,
+                        max_concurrency=8,
+                        label_selector={LABEL_GROUP: group},
+                        scheduling_strategy="DEFAULT",  # not into the placement group of a Tune trial that drives us
+                    )
+                    .remote()
                 )
-                .remote()
-            )
-            self._places.append(_Place(actor, actor.about.remote(), time.monotonic()))
+                self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group))
+
+    def _choose(self) -> None:
+        """Where a gang with a deadline is to be; places in groups that it asks nothing of any more are given up."""
+        if self._chooser is None or time.monotonic() - self._chose_at < CHOOSE_S:
+            return
+        self._chose_at, now = time.monotonic(), time.time()
+        attempt, busy = self._now, [] if self._now is None else self._now.places
+        self._chooser.saw_spot(len(self._living(self._gang.group)) >= self._gang.low, now)
+        seen = {} if attempt is None else attempt.seen
+        if seen.get("step"):
+            made = seen["step"] - seen["from_step"] - 1
+            self._chooser.saw_steps(seen["step"], seen["total"], made=made, seconds=seen["last_at"] - seen["first_at"])
+        before = self._chooser.market
+        wanted = self._chooser.choose(now)
+        groups = {Market.SPOT: self._gang.group, Market.ON_DEMAND: self._chooser.terms.on_demand}
+        self._group = groups.get(wanted.market)
+        asked = {self._group, self._gang.group if wanted.ask_spot else None, attempt.group if attempt else None}
+        self._asked = frozenset(group for group in asked if group is not None)
+        for place in [p for p in self._places if p.group not in self._asked and p not in busy]:
+            self._remove(place)
+        if wanted.market != before:
+            spent = self._chooser.held_s
+            _say(f"deadline: from {before} to {wanted.market}")
+            self._emit("market", before=before, market=wanted.market, spot_s=spent[Market.SPOT],
+                       on_demand_s=spent[Market.ON_DEMAND], step=seen.get("step"))  # fmt: skip
 
     def _answers(self, busy: Sequence[_Place] = ()) -> None:
         """Take in which keepers have come to life, and which died beside the attempt or before they lived."""
@@ -205,11 +287,11 @@ class Gang:
                 except ray.exceptions.RayError:
                     self._places.remove(place)
 
-    def _living(self) -> list[_Place]:
+    def _living(self, group: str | None = None) -> list[_Place]:
         """Those that may train: without a notice, in the order in which they were asked for."""
-        return [place for place in self._places if place.about is not None and place.deadline is None][
-            : self._gang.high
-        ]
+        group = group or self._group
+        able = [p for p in self._places if p.about is not None and p.deadline is None and p.group == group]
+        return able[: self._gang.high]
 
     def _drop_noticed(self) -> None:
         for place in [place for place in self._places if place.deadline is not None]:
@@ -231,6 +313,7 @@ class Gang:
             if place.about is not None and place.deadline is None and place.about.node_id in self._draining:
                 place.deadline = self._draining[place.about.node_id] or time.time() + 30
                 _say(f"node {place.about.node_id[:8]} is to be left within {place.deadline - time.time():.0f} s")
+                self._notices += 1
                 self._emit("notice_seen", node=place.about.node_id, deadline=place.deadline)
         return True
 
@@ -240,10 +323,11 @@ class Gang:
 
         for node in ray.nodes():
             name = node["NodeID"]
-            if node["Alive"] and node["Labels"].get(LABEL_GROUP) == self._gang.group and name not in self._warmed:
+            group = node["Labels"].get(LABEL_GROUP)
+            if node["Alive"] and group in self._asked and name not in self._warmed:
                 self._warmed.add(name)
                 ray.remote(warm_up).options(
-                    num_cpus=0, label_selector={LABEL_GROUP: self._gang.group, "ray.io/node-id": name}
+                    num_cpus=0, label_selector={LABEL_GROUP: group, "ray.io/node-id": name}
                 ).remote()
 
     # --- one attempt --------------------------------------------------------------------------------------------------
@@ -251,14 +335,17 @@ class Gang:
     def _attempt(self, places: list[_Place]) -> tuple[Outcome, str, float]:
         """(how it ended, why, the step it reached)."""
         generation = patiently(lambda: claim_generation(self._store, self._spec.run), what="the attempt", warn=_say)
-        attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", time.time())
-        self._emit("attempt", number=generation, workers=len(places), nodes=[_node(place) for place in places])
+        attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", places[0].group, time.time())
+        self._now, self._state = attempt, "starting"
+        nodes = [_node(place) for place in places]
+        self._emit("attempt", number=generation, workers=len(places), nodes=nodes, group=attempt.group)
         outcome, text = self._start(attempt, generation)
         if outcome is None:
             outcome, text = self._follow(attempt)
         known = max([attempt.seen, *(e.progress for e in attempt.ended)], key=lambda p: p.get("step", -1.0))
         reached = known.get("step", -1.0)
         self.spans.append(_span(attempt, known, self._waited_s))
+        self._now = None
         self._emit("attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached)
         if outcome in ("left", "lost"):
             _say(f"attempt {generation} ended: {text or outcome}")
@@ -272,7 +359,8 @@ class Gang:
         import ray
 
         count = len(attempt.places)
-        seats = [Seat(rank, count, attempt.name, generation) for rank in range(count)]
+        nodes = len({_node(place) for place in attempt.places})
+        seats = [Seat(rank, count, attempt.name, generation, nodes) for rank in range(count)]
         try:
             ports = ray.get(
                 [
@@ -341,16 +429,16 @@ class Gang:
                 return
             step = attempt.seen.get("step", 0.0)
             if step:
+                self._state, self._total = "training", attempt.seen["total"]
+                self._curve.add(int(step), attempt.seen["loss"])
                 self._on_progress(attempt.seen)
             if step and not attempt.told_at:
                 attempt.told_at = time.monotonic()
             if step and time.monotonic() - attempt.told_at > TELL_S:
                 attempt.told_at = time.monotonic()
-                took = attempt.seen["last_at"] - attempt.seen["first_at"]
-                pace = (step - attempt.seen["from_step"] - 1) / took if took > 0 else 0.0
                 _say(
                     f"step {step:.0f} of {attempt.seen['total']:.0f}, loss {attempt.seen['loss']:.4f}, "
-                    f"{pace:.2f} steps/s on {len(attempt.places)} nodes"
+                    f"{_pace(attempt.seen):.2f} steps/s on {len(attempt.places)} nodes"
                 )
             if step and not attempt.leaving:
                 self._warm_up_others()
@@ -360,11 +448,16 @@ class Gang:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
         if attempt.leaving:
             return
+        self._choose()
         self._fill()
         self._answers(attempt.places)
         noticed = [place.deadline for place in attempt.places if place.deadline is not None]
-        ready = len(self._living())
-        if noticed:
+        ready = len(self._living(attempt.group))
+        if self._group is None:
+            self._leave(attempt, "waiting for spot is cheaper than going on")
+        elif self._group != attempt.group and len(self._living()) >= self._gang.high:
+            self._leave(attempt, f"moving from {attempt.group} to {self._group}")
+        elif noticed:
             if ready >= self._gang.high:
                 self._leave(attempt, "notice, and the replacement is there")
             elif time.time() > min(noticed) - MARGIN_S:
@@ -404,6 +497,7 @@ class Gang:
 
     def _lose(self, place: _Place) -> None:
         _say(f"the worker on node {_node(place)[:8]} is lost")
+        self._losses += 1
         self._emit("keeper_lost", node=_node(place))
         self._remove(place)
 
@@ -437,7 +531,14 @@ def _span(attempt: _Attempt, known: dict[str, float], waited_s: float) -> Span:
         from_step=int(known.get("from_step", 0)),
         step=int(known.get("step", 0)),
         stall_s=known.get("stall_s", 0.0),
+        data_s=known.get("data_s", 0.0),
     )
+
+
+def _pace(seen: dict[str, float]) -> float:
+    """Steps a second in the attempt, after its first."""
+    took = seen.get("last_at", 0.0) - seen.get("first_at", 0.0)
+    return (seen["step"] - seen["from_step"] - 1) / took if took > 0 else 0.0
 
 
 def _result(reference: Any) -> Ended:  # Any: Ray's reference to an Ended

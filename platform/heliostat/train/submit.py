@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import shlex
 import time
 import uuid
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from heliostat.definition import JobSpec
 from heliostat.errors import ClusterNotUp, JobError, JobFailed
 from heliostat.settings import Settings
-from heliostat.train.job import GROUP, RUN
+from heliostat.train.job import JOB, JOB_ID, RUN, USER
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -38,7 +39,14 @@ class JobRow:
 
 
 def submit(
-    settings: Settings, name: str, spec: JobSpec, *, arguments: Sequence[str] = (), run: str | None = None, package: str
+    settings: Settings,
+    name: str,
+    spec: JobSpec,
+    *,
+    arguments: Sequence[str] = (),
+    run: str | None = None,
+    package: str,
+    environment: dict[str, str] | None = None,
 ) -> SubmittedJob:
     """Send the job. `run` names an earlier run to resume; a new name is made otherwise.
 
@@ -52,6 +60,7 @@ def submit(
             f"run {run!r} is running already as job {running[0].job_id}", do=f"heliostat job logs {running[0].job_id}"
         )
     request = job_request(name, spec, arguments=arguments, run=run, package=package)
+    request["runtime_env"]["env_vars"] |= {JOB_ID: job_id, USER: getpass.getuser(), **(environment or {})}
     _client(settings).submit_job(submission_id=job_id, **request)
     return SubmittedJob(job_id, run)
 
@@ -64,7 +73,7 @@ def job_request(
     supervised = ["python", "-m", "heliostat.train.supervise", "--"]
     return {
         "entrypoint": shlex.join([*supervised, *shlex.split(spec.entrypoint), *arguments]),
-        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group}},
+        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, JOB: name, **spec.environment()}},
         "metadata": {"heliostat_run": run, "job": name, "publishes": spec.publishes},
     }
 

@@ -54,7 +54,7 @@ _TAINT = f"{TRAIN}.taints.0"
 _APP, _JOB = "applications.intent-classifier", "jobs.nightly"
 _DUE = "jobs.intent-classifier"
 _TERMS = (
-    ("groups.train-own", {**_SPARE, "role": "training", "accelerator": "A100-80GB"}),
+    ("groups.train-own", {**_SPARE, "role": "training", "accelerator": "A100-80GB", "nodes": 1}),
     (f"{_DUE}.deadline", "8h"),
     (f"{_DUE}.work", "4h"),
     (f"{_DUE}.on_demand", "train-tpu"),

@@ -176,6 +176,7 @@ class TrainContext:
         """Put what the training made into the store, whole or not at all, as `runs/<run>/output`. Rank 0 only acts."""
         self._writer.wait()
         if self.rank == 0:
+
             def write() -> None:
                 # An attempt that was killed just after its commit has finished the run: its output is the run's.
                 with contextlib.suppress(ObjectExists):

@@ -30,6 +30,7 @@ from heliostat.train.context import RunSpec
 from heliostat.train.goodput import Goodput, Span, reckon
 from heliostat.train.keeper import Keeper, warm_up
 from heliostat.train.market import Chooser
+from heliostat.train.prestart import KEEP_S, prestart
 from heliostat.train.progress import Curve, Progress
 from heliostat.train.reclaims import LABEL_GROUP
 from heliostat.train.seat import About, Ended, Seat
@@ -131,7 +132,8 @@ class Gang:
         self._state = "waiting for nodes"
         self._total = 0.0
         self._places: list[_Place] = []
-        self._warmed: set[str] = set()
+        self._warmed: dict[str, Any] = {}  # Any: Ray's reference to a node's warm-up; None once that was done
+        self._prestarted: dict[str, float] = {}  # when, of the nodes on which a worker waits for a keeper
         self._draining: dict[str, float] = {}
         self._looked_at = 0.0
         self._waited_s = 0.0
@@ -281,7 +283,8 @@ class Gang:
             if ready:
                 try:
                     place.about = ray.get(place.answer)
-                    self._warmed.add(place.about.node_id)
+                    self._warmed.setdefault(place.about.node_id, None)
+                    self._prestarted.pop(place.about.node_id, None)  # it has taken what waited there
                     place.line = _connect(place.about)
                     self._emit("keeper_ready", node=place.about.node_id, seconds=time.monotonic() - place.asked_at)
                 except ray.exceptions.RayError:
@@ -318,17 +321,25 @@ class Gang:
         return True
 
     def _warm_up_others(self) -> None:
-        """Nodes that might be needed, once each."""
+        """Nodes that might be needed: a warm process, the job's folder and a worker that waits for a keeper."""
         import ray
 
+        busy = {_node(place) for place in self._places}
         for node in ray.nodes():
-            name = node["NodeID"]
-            group = node["Labels"].get(LABEL_GROUP)
-            if node["Alive"] and group in self._asked and name not in self._warmed:
-                self._warmed.add(name)
-                ray.remote(warm_up).options(
-                    num_cpus=0, label_selector={LABEL_GROUP: group, "ray.io/node-id": name}
-                ).remote()
+            name, group = node["NodeID"], node["Labels"].get(LABEL_GROUP)
+            if not node["Alive"] or group not in self._asked:
+                continue
+            if name not in self._warmed:
+                options = {LABEL_GROUP: group, "ray.io/node-id": name}
+                self._warmed[name] = ray.remote(warm_up).options(num_cpus=0, label_selector=options).remote()
+            elif self._warmed[name] is not None:
+                if ray.wait([self._warmed[name]], timeout=0)[0]:
+                    self._warmed[name] = None
+            elif name not in busy and time.monotonic() - self._prestarted.get(name, -KEEP_S) >= KEEP_S:
+                # After the warm-up: a task would take the worker, and what has run a task is no actor's any more.
+                self._prestarted[name] = time.monotonic()
+                fits = int(node["Resources"].get("GPU", 0) // self._gang.gpus) if self._gang.gpus else 1
+                prestart(node, count=max(1, min(fits, self._gang.high)))
 
     # --- one attempt --------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A job's log in the store, so that it outlives the driver, its node and the cluster.
 
-    runs/<run>/logs/<job>/<number>.log      whole segments, the last one written anew as it grows
+    runs/<run>/logs/<begun>-<job>/<number>.log   whole segments, the last one written anew as it grows
 
 S3 cannot append. A segment is at most SEGMENT bytes, so what is written again each time is bounded, and so is the
 number of objects. What is shipped is the file behind the driver's standard output: Ray's jobs write to one, and the
@@ -13,6 +13,7 @@ import contextlib
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 from heliostat.errors import StoreError
@@ -20,6 +21,8 @@ from heliostat.store import Store
 
 SEGMENT = 64 * 1024
 PERIOD_S = 2.0
+_BEGUN = 15
+"""Digits of the milliseconds since the epoch."""
 
 
 class LogShipper:
@@ -65,21 +68,18 @@ def shipper(store: Store, run: str, job: str, output: int = 1) -> LogShipper | N
     """For the file behind a descriptor; None where that is a terminal or a pipe."""
     if not stat.S_ISREG(os.fstat(output).st_mode):
         return None
-    return LogShipper(store, f"{_folder(run)}{job}", Path(f"/proc/self/fd/{output}"))
+    return LogShipper(store, log_prefix(run, job, time.time()), Path(f"/proc/self/fd/{output}"))
 
 
 def read_logs(store: Store, name: str) -> str | None:
     """The log of a job, or of all jobs of a run, in the order in which they were begun. None where there is none."""
-    found = list(store.list(_folder(name)))
-    if not found:
-        run, _, _ = name.rpartition("-")
-        found = list(store.list(f"{_folder(run)}{name}/")) if run else []
-    jobs: dict[str, list[str]] = {}
-    for info in sorted(found, key=lambda info: info.modified):
-        jobs.setdefault(info.key.rpartition("/")[0], []).append(info.key)
-    parts = [store.get(key).data for keys in jobs.values() for key in sorted(keys)]
-    return b"".join(parts).decode(errors="replace") if parts else None
+    keys = [info.key for info in store.list(f"runs/{name}/logs")]
+    if not keys and "-" in name:
+        run = name.rpartition("-")[0]  # a job's name is its run's and four letters
+        keys = [info.key for info in store.list(f"runs/{run}/logs") if info.key.split("/")[3][_BEGUN + 1 :] == name]
+    return b"".join(store.get(key).data for key in sorted(keys)).decode(errors="replace") if keys else None
 
 
-def _folder(run: str) -> str:
-    return f"runs/{run}/logs/"
+def log_prefix(run: str, job: str, begun: float) -> str:
+    """Where a job's segments go; by time, so that a run's jobs sort as they were begun."""
+    return f"runs/{run}/logs/{round(begun * 1000):0{_BEGUN}d}-{job}"

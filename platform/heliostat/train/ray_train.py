@@ -12,9 +12,9 @@
         ).fit()
         ray_train.hand_in(files={"model.safetensors": weights}, metrics=result.metrics, lineage={})
 
-Such a script is a job of the definition like any other: submitted, listed, logged and published in the same way, and the
-same run name again resumes from Ray Train's last checkpoint. What it does not get: the training is torn down and started
-anew at each loss (docs/decisions/0013-recovery.md), no interval is promised, and its goodput is not counted.
+Such a script is a job of the definition like any other: submitted, listed, logged and published in the same way, and
+the same run name again resumes from Ray Train's last checkpoint. What it does not get: the training is torn down and
+started anew at each loss (docs/decisions/0013-recovery.md), no interval is promised, and its goodput is not counted.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ def filesystem(store: StoreSettings) -> Any:  # Any: pyarrow ships no types
 
 
 def hand_in(
-    *, files: Mapping[str, bytes], metrics: Mapping[str, float] | None, lineage: Mapping[str, Any], run: str | None = None
+    *,
+    files: Mapping[str, bytes],
+    metrics: Mapping[str, float] | None,
+    lineage: Mapping[str, Any],
+    run: str | None = None,
 ) -> None:
     """Make these files the run's output, whole or not at all, so that it can be published. By the driver, after fit.
 

@@ -91,7 +91,10 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         load(tmp_path / "none.yaml")
 
 
-DUE = ("    publishes: language\n", "    publishes: language\n    deadline: 2h\n    work: 1h\n    on_demand: train-on-demand\n")
+DUE = (
+    "    publishes: language\n",
+    "    publishes: language\n    deadline: 2h\n    work: 1h\n    on_demand: train-on-demand\n",
+)
 
 
 def test_a_job_with_a_deadline_says_where_it_goes_and_how_long_it_takes(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from heliostat.errors import CorruptArtifact, StoreUnreachable
 from heliostat.store import Store
 from heliostat.train import logs, progress
-from heliostat.train.logs import LogShipper, read_logs
+from heliostat.train.logs import LogShipper, log_prefix, read_logs
 from heliostat.train.progress import Curve, Progress, read_progress
 
 
 def test_a_growing_log_comes_back_whole(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "SEGMENT", 100)
     path = tmp_path / "driver.log"
-    shipper = LogShipper(store, "runs/r/logs/r-1", path)
+    shipper = LogShipper(store, log_prefix("r", "r-1", 5.0), path)
     text = ""
     for number in range(60):
         text += f"line {number}\n"
@@ -37,7 +37,7 @@ def test_a_store_that_fails_gets_the_same_bytes_later(
 ) -> None:
     path = tmp_path / "driver.log"
     path.write_text("before\n")
-    shipper = LogShipper(store, "runs/r/logs/r-1", path)
+    shipper = LogShipper(store, log_prefix("r", "r-1", 5.0), path)
     with monkeypatch.context() as broken:
         broken.setattr(store, "put", _fails)
         with pytest.raises(StoreUnreachable):
@@ -55,7 +55,7 @@ def test_the_jobs_of_a_run_are_in_the_order_in_which_they_were_begun(store: Stor
     for number, job in enumerate(("r-zz", "r-aa")):
         path = tmp_path / job
         path.write_text(f"{number}\n")
-        LogShipper(store, f"runs/r/logs/{job}", path).ship()
+        LogShipper(store, log_prefix("r", job, float(number)), path).ship()
     assert read_logs(store, "r") == "0\n1\n"
 
 

@@ -134,7 +134,9 @@ def steps_of(platform: Platform, job: SubmittedJob) -> list[int]:
     return [int(event.fields["step"]) for event in events_of(platform, job, "step")]
 
 
-def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tmp_path: Path) -> None:
+def test_a_killed_driver_a_killed_controller_and_a_killed_store_are_outlasted(
+    platform: Platform, tmp_path: Path
+) -> None:
     """The driver is started again and resumes; the training goes on while the store is away, up to its interval."""
     data = write_csv(tmp_path / "mine.csv", copies=30)
     arguments = ["--train", str(data), "--test", str(data), "--epochs", "6", "--checkpoint-every", "10"]
@@ -147,11 +149,11 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     seen = len(steps_of(platform, job))
     wait_for(lambda: len(steps_of(platform, job)) >= seen + 5, limit_s=60, why="steps of the second driver")
 
-    store = owned_with(platform, " mini ")
-    assert store
-    processes.kill(store, signal.SIGKILL)
+    gone = owned_with(platform, " mini ") + owned_with(platform, "heliostat.controller")
+    assert len(gone) == 2
+    processes.kill(gone, signal.SIGKILL)
     time.sleep(2)
-    sdk.up(LAPTOP, name=platform.settings.cluster)  # finds the rest running, and starts the store again
+    sdk.up(LAPTOP, name=platform.settings.cluster)  # finds the rest running, and starts these two again
     try:
         platform.jobs.wait(job, limit_s=200)
     except JobFailed as error:
@@ -160,6 +162,12 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     assert set(steps) == set(range(1, max(steps) + 1))
     assert len(steps) - max(steps) <= 2 * 10  # the driver's loss, and one more if the store's hit a restore
     assert "killed by signal 9; starting it again" in platform.jobs.logs(job.job_id)
+    shipped = "what the second controller ships"
+    wait_for(
+        lambda: [e for e in platform.events() if e.kind == "train_finished" and e.fields["run"] == job.run],
+        limit_s=30,
+        why=shipped,
+    )
 
 
 def test_an_elastic_run_shrinks_in_seconds_and_grows_back_without_recomputing(

@@ -1,9 +1,9 @@
 """Where a deadline job's workers are to be: on spot, on demand, or nowhere yet. Pure, but for the terms' one object.
 
 The policy (`heliostat.plan.policy.forecast`) is asked about spot as it is, and what spot was like it has learnt from
-the spells that were seen. Whether spot could be had is known only by asking for its nodes. So the policy is asked a
-second question, "would you take it if it were there?", and while the answer is yes the gang keeps its requests open;
-nodes that come turn the first answer. Nodes that were asked for count as there for half a changeover, while there is
+the spells that were seen. Whether spot could be had is known only by asking for its nodes. So a gang that waits keeps
+asking, and one on demand is asked a second question, "would you take spot if it were there?": while the answer is yes
+its requests stay open, and nodes that come turn the first answer. Nodes that were asked for count as there for half a changeover, while there is
 time to find out.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from heliostat.errors import ObjectExists, UsageError
-from heliostat.plan.policy.deadline import Deadline, Market, Observation, Spell, slack_left_s
+from heliostat.plan.policy.deadline import Deadline, Market, Observation, Policy, Spell, can_try_spot, slack_left_s
 from heliostat.plan.policy.forecast import Forecast
 from heliostat.store import Store, json_bytes
 
@@ -81,16 +81,18 @@ class Chooser:
 
     terms: Terms
     began_at: float
+    policy: Policy[Any] | None = None  # Any: its memory; the forecast where none is given
     market: Market = Market.NONE
     held_s: dict[Market, float] = field(default_factory=lambda: {Market.SPOT: 0.0, Market.ON_DEMAND: 0.0})
     moves: int = 0
 
     def __post_init__(self) -> None:
         self._job = self.terms.question
-        self._policy = Forecast(self._job)
+        self._policy: Policy[Any] = self.policy or Forecast(self._job)
         self._memory = self._policy.begin()
         self._up, self._turned_at = True, self.began_at
         self._missing_since: float | None = self.began_at
+        self._was_there = False  # in the present up spell, not only asked for
         self._moved_at: float | None = None  # until the first step after it
         self._looked_at = self.began_at
         self._left_s = self.terms.work_s
@@ -115,18 +117,20 @@ class Chooser:
             self._moved_at = None
 
     def saw_spot(self, there: bool, now: float) -> None:
-        """Whether the gang's spot nodes are there."""
+        """Whether the gang's spot nodes are there. An up spell is learnt from only where they were."""
         if there:
-            self._missing_since = None
+            self._missing_since, self._was_there = None, True
         elif self._missing_since is None:
             self._missing_since = now
-        grace_s = self.terms.changeover_s / 2
-        up = self._missing_since is None or self._elapsed(now) - self._elapsed(self._missing_since) < grace_s
-        if up != self._up:
-            seconds = self._elapsed(now) - self._elapsed(self._turned_at)
-            if seconds > 0:
-                self._memory = self._policy.learn(self._memory, Spell(self._up, seconds))
-            self._up, self._turned_at = up, now
+        missing = self._missing_since
+        up = missing is None or self._elapsed(now) - self._elapsed(missing) < self.terms.changeover_s / 2
+        if up == self._up:
+            return
+        turned_at = now if missing is None else missing
+        seconds = self._elapsed(turned_at) - self._elapsed(self._turned_at)
+        if seconds > 0 and (not self._up or self._was_there):
+            self._memory = self._policy.learn(self._memory, Spell(self._up, seconds))
+        self._up, self._turned_at, self._was_there = up, turned_at, there
 
     def choose(self, now: float) -> Wanted:
         """Where to be from now on. Counts the time since the last call as spent there."""
@@ -136,7 +140,10 @@ class Chooser:
             self.held_s[self.market] += passed
         seen = self._observe(now)
         market = self._policy.decide(seen, self._memory)
-        ask = market == Market.SPOT or self._would_take(seen)
+        may_try = can_try_spot(self._job, replace(seen, spot_up=True))
+        if market == Market.NONE and may_try and self._missing_since is None:
+            market = Market.SPOT  # its nodes are there and are paid for: to wait beside them is worse
+        ask = market == Market.SPOT or (may_try if market == Market.NONE else self._would_take(seen))
         if market != self.market:
             self.market, self.moves = market, self.moves + (market != Market.NONE)
             self._moved_at = now

@@ -56,7 +56,8 @@ class Progress:
         parts.append(f"{len(self.nodes)} nodes of {self.group}")
         parts.append(f"{self.losses + self.notices} reclaims, {self.steps_again} steps again")
         if self.deadline is not None:
-            parts.append(f"{max(0.0, self.deadline - self.at) / 3600:.2f} h to the deadline")
+            left_s = max(0.0, self.deadline - self.at)
+            parts.append(f"{left_s / 60:.0f} min to the deadline" if left_s < 7200 else f"{left_s / 3600:.1f} h to it")
         return "  ".join(parts)
 
 

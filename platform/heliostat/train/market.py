@@ -3,8 +3,8 @@
 The policy (`heliostat.plan.policy.forecast`) is asked about spot as it is, and what spot was like it has learnt from
 the spells that were seen. Whether spot could be had is known only by asking for its nodes. So a gang that waits keeps
 asking, and one on demand is asked a second question, "would you take spot if it were there?": while the answer is yes
-its requests stay open, and nodes that come turn the first answer. Nodes that were asked for count as there for half a changeover, while there is
-time to find out.
+its requests stay open, and nodes that come turn the first answer. Nodes that were asked for count as there for half a
+changeover, while there is time to find out.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from heliostat.train.job import JOB, JOB_ID, RUN, USER
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+AGENT_LIMIT_S = 60.0
+NO_AGENT = "No available agent"
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -61,8 +63,21 @@ def submit(
         )
     request = job_request(name, spec, arguments=arguments, run=run, package=package)
     request["runtime_env"]["env_vars"] |= {JOB_ID: job_id, USER: getpass.getuser(), **(environment or {})}
-    _client(settings).submit_job(submission_id=job_id, **request)
+    _hand_over(_client(settings), {"submission_id": job_id, **request})
     return SubmittedJob(job_id, run)
+
+
+def _hand_over(client: JobSubmissionClient, request: dict[str, Any]) -> None:
+    """A head that has just come up refuses jobs until its agent is there too: that is waited for."""
+    deadline = time.monotonic() + AGENT_LIMIT_S
+    while True:
+        try:
+            client.submit_job(**request)
+            return
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def job_request(

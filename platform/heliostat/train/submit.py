@@ -6,10 +6,10 @@ import getpass
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from heliostat.definition import JobSpec
 from heliostat.errors import ClusterNotUp, JobError, JobFailed
@@ -19,7 +19,9 @@ from heliostat.train.job import JOB, JOB_ID, RUN, USER
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+TROUBLE_LIMIT_S = 60.0
 AGENT_LIMIT_S = 60.0
+Result = TypeVar("Result")
 NO_AGENT = "No available agent"
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -68,13 +70,23 @@ def submit(
 
 
 def _hand_over(client: JobSubmissionClient, request: dict[str, Any]) -> None:
-    """A head that has just come up refuses jobs until its agent is there too: that is waited for."""
+    """A head that has just come up refuses jobs until its agent is there too: that is waited for.
+
+    A request whose connection was dropped is made again; its id tells whether the first has arrived.
+    """
     deadline = time.monotonic() + AGENT_LIMIT_S
+    dropped = False
     while True:
         try:
             client.submit_job(**request)
             return
+        except OSError:  # requests' errors are
+            dropped = True
+            if time.monotonic() > deadline:
+                raise
         except RuntimeError as error:
+            if dropped and "already exists" in str(error):
+                return
             if NO_AGENT not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(0.5)
@@ -125,7 +137,7 @@ def wait(settings: Settings, job: SubmittedJob, *, limit_s: float) -> Iterator[s
     client = _client(settings)
     deadline = time.monotonic() + limit_s
     while True:
-        status = str(client.get_job_status(job.job_id).value)
+        status = _through_trouble(lambda: str(client.get_job_status(job.job_id).value))
         yield status
         if status == "SUCCEEDED":
             return
@@ -139,6 +151,18 @@ def wait(settings: Settings, job: SubmittedJob, *, limit_s: float) -> Iterator[s
         if time.monotonic() > deadline:
             raise JobFailed(f"job {job.job_id} is still {status} after {limit_s:.0f} s", do="heliostat job logs")
         time.sleep(0.5)
+
+
+def _through_trouble(ask: Callable[[], Result]) -> Result:
+    """Whoever waits for hours is not sent away by a dashboard that drops a connection: asked again for a while."""
+    deadline = time.monotonic() + TROUBLE_LIMIT_S
+    while True:
+        try:
+            return ask()
+        except OSError:  # requests' errors are
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _must_exist(settings: Settings, job_id: str) -> None:

@@ -31,7 +31,7 @@ from heliostat.errors import ClusterNotUp, JobError, JobFailed, UnknownModel, Us
 from heliostat.events import Event, read_events
 from heliostat.flow import Flow
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
-from heliostat.names import check_name, version_name
+from heliostat.names import check_name, check_segment, version_name
 from heliostat.promote.gate import Verdict, last_verdict
 from heliostat.promote.records import PRODUCTION, read_release
 from heliostat.promote.release import Entry, Release
@@ -74,6 +74,9 @@ from heliostat.store import Store
 from heliostat.train import queue as job_queue
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
+from heliostat.train.logs import read_logs
+from heliostat.train.progress import Progress as RunProgress
+from heliostat.train.progress import read_progress
 from heliostat.train.submit import JobRow, SubmittedJob
 
 if TYPE_CHECKING:
@@ -82,7 +85,10 @@ if TYPE_CHECKING:
     from heliostat.meter.report import Report
     from heliostat.meter.waste import Finding as Waste
     from heliostat.meter.waste import Told
+    from heliostat.plan.policy.traces import Window
     from heliostat.plan.why import Snapshot
+    from heliostat.train.market import Terms
+    from heliostat.train.rehearsal import RealOutcome
 
 Progress = Callable[[str], None]
 KEEP = Retention()
@@ -341,9 +347,22 @@ class Jobs:
         return known + [row for row in job_queue.queue_rows(self._platform.store) if row.job_id not in ids]
 
     def logs(self, job_id: str) -> str:
+        """What the job has printed. Of a job that Ray has forgotten, with its cluster or without, what is in the store;
+        a run's name gives all of its jobs'.
+        """
         if (waits := self._queued(job_id)) is not None:
             raise JobError(f"job {job_id} has not started: {waits}", do="heliostat job list")
-        return jobs_api.logs(self._platform.settings, job_id)
+        try:
+            return jobs_api.logs(self._platform.settings, job_id)
+        except (ClusterNotUp, JobError):
+            kept = read_logs(self._platform.store, check_segment(job_id, what="job"))
+            if kept is None:
+                raise
+            return kept
+
+    def progress(self, run: str) -> RunProgress | None:
+        """How far the run is, or was when it ended, with its curve; None while nothing is known."""
+        return read_progress(self._platform.store, check_segment(run, what="run"))
 
     def stop(self, job_id: str) -> None:
         if self._queued(job_id) is not None:
@@ -354,6 +373,25 @@ class Jobs:
     def _queued(self, job_id: str) -> str | None:
         """Why it waits in the queue; None where it does not."""
         return next((row.why for row in job_queue.queue_rows(self._platform.store) if row.job_id == job_id), None)
+
+    def rehearse(
+        self,
+        name: str,
+        terms: Terms,
+        window: Window,
+        *,
+        arguments: Sequence[str] = (),
+        progress: Progress = lambda _: None,
+    ) -> RealOutcome:
+        """Run the job once, as a deadline job, on the embedded cluster with spot as the window has it."""
+        from heliostat.train.rehearsal import rehearse_for_real
+
+        settings = self._platform.settings
+        spec = _known(self._platform.definition.jobs, name, "job")
+        package = desired.package(settings)
+        return rehearse_for_real(
+            settings, name, spec, terms, window, arguments=[*arguments], package=package, progress=progress
+        )
 
     def wait(self, job: SubmittedJob, *, limit_s: float = 3600, on_status: Progress = lambda _: None) -> TrainedModel:
         """Until the job has succeeded; then what it trained. Raises JobFailed."""

@@ -53,6 +53,13 @@ _STEADY = {**_SPARE, "role": "training"}
 _VOLUME = "groups.train-h100.volumes"
 _TAINT = f"{TRAIN}.taints.0"
 _APP, _JOB = "applications.intent-classifier", "jobs.nightly"
+_DUE = "jobs.intent-classifier"
+_TERMS = (
+    ("groups.train-own", {**_SPARE, "role": "training", "accelerator": "A100-80GB", "nodes": 1}),
+    (f"{_DUE}.deadline", "8h"),
+    (f"{_DUE}.work", "4h"),
+    (f"{_DUE}.on_demand", "train-tpu"),
+)
 
 CHANGES = [
     _change("name", "speech"),
@@ -151,7 +158,10 @@ CHANGES = [
     _change("jobs.*.publishes", "other", place=f"{_JOB}.publishes"),
     _change("jobs.*.cluster", "shared", place=f"{_JOB}.cluster", also=((f"{_JOB}.queue", None),)),
     _change("jobs.*.queue", "other-queue", place=f"{_JOB}.queue"),
-    _change("jobs.*.deadline", "8h", place=f"{_JOB}.deadline"),
+    _change("jobs.*.deadline", "9h", example="gcp", place=f"{_DUE}.deadline", also=_TERMS),
+    _change("jobs.*.work", "5h", example="gcp", place=f"{_DUE}.work", also=_TERMS),
+    _change("jobs.*.on_demand", "train-own", example="gcp", place=f"{_DUE}.on_demand", also=_TERMS),
+    _change("jobs.*.time_limit", "8h", place=f"{_JOB}.time_limit"),
     _change("jobs.*.retries", 3, place=f"{_JOB}.retries"),
     _change("jobs.*.nodes", 2, place=f"{_JOB}.nodes"),
     _change("jobs.*.team", "others", place=f"{_JOB}.team"),

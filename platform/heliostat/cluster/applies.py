@@ -41,7 +41,7 @@ NOT_EMBEDDED = {
     "groups.*.volumes.*": _FILES,
     "jobs.*.cluster": _RAYJOB,
     "jobs.*.queue": _RAYJOB,
-    "jobs.*.deadline": _RAYJOB,
+    "jobs.*.time_limit": _RAYJOB,
     "jobs.*.retries": _RAYJOB,
     "store.credentials_secret": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
     "store.identity": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",

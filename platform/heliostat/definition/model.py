@@ -5,6 +5,7 @@ Types are strict: "4" is not a number. So the JSON Schema made from them refuses
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import Annotated, Literal
 
@@ -288,9 +289,28 @@ class JobSpec(Part):
     queue: ObjectName | None = None
     """Kueue LocalQueue that admits the job's own cluster, which then has its group's upper bound of nodes for good."""
     deadline: Duration | None = None
+    """From its submission to when the work must be done: the job then moves between its spot group and on_demand."""
+    work: Duration | None = None
+    """With a deadline: how long the job takes on nodes that nobody takes away; measured once it runs."""
+    on_demand: str | None = None
+    """With a deadline: the training group, not of spot, that it goes to when the time gets short."""
+    time_limit: Duration | None = None
     """A RayJob that runs longer is ended."""
     retries: int = Field(default=0, ge=0, le=100)
     """How often a failed RayJob is submitted again, on top of the losses that training itself survives."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that its workers may be on."""
+        return (self.group,) if self.on_demand is None else (self.group, self.on_demand)
+
+    def environment(self) -> dict[str, str]:
+        """What its driver is told of it: read by heliostat.train.job."""
+        env = {"HELIOSTAT_GROUP": self.group}
+        if self.deadline is not None and self.work is not None and self.on_demand is not None:
+            terms = {"deadline_s": self.deadline.seconds, "work_s": self.work.seconds, "on_demand": self.on_demand}
+            env["HELIOSTAT_DEADLINE"] = json.dumps(terms, sort_keys=True)
+        return env
 
 
 class StoreSpec(Part):

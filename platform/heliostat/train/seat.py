@@ -19,6 +19,7 @@ class Seat:
     world_size: int
     attempt: str
     generation: int
+    nodes: int = 1  # that the attempt's workers are on
 
 
 @dataclass(frozen=True)

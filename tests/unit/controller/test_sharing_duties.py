@@ -93,7 +93,9 @@ def test_at_a_peak_the_gang_with_the_most_to_spare_gives_a_node() -> None:
         pool(free=1),  # there is room by now
         pool(held={"whole": held("whole", 3, low=3)}),  # nothing to spare
         pool(bounds={"a": Bound(nodes=2, why="")}),  # one is on its way
-        pool(held={"a": held("a", 2)}, bounds={"a": Bound(nodes=2, why="")}, serving=1, serving_before=1),  # not used yet
+        pool(
+            held={"a": held("a", 2)}, bounds={"a": Bound(nodes=2, why="")}, serving=1, serving_before=1
+        ),  # not used yet
     ],
 )
 def test_nothing_is_taken_without_need(state: Pool) -> None:

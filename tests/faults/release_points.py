@@ -73,7 +73,8 @@ def play(store: Store, app: str, *, fault_when_live: bool) -> None:
         steps.release(store, app, resolve(store, f"{app}:v2"), PASSED, rules=RULES, who="ann", why="better")
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder), f"controller-{os.getpid()}")
-        world: Any = World(settings=None, store=store, serve=None, spool=spool)  # type: ignore[arg-type]  # not asked
+        nobody: Any = None  # the duty asks for neither
+        world = World(settings=nobody, store=store, serve=nobody, spool=spool)
         for _ in range(12):
             record = steps.must_read_release(store, app)
             if not record.is_under_way:

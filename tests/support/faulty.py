@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from serve_apps.intent_classifier import Intent, IntentClassifierApp
+from serve_apps.intent_classifier import IntentClassifierApp
 
 WEIGHT = 400
 """Bytes of GPU memory for each of a file: two models stand side by side in an L4, the large one alone does not fit."""

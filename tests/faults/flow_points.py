@@ -65,7 +65,9 @@ def run(store: Store, app: str) -> None:
     nobody: Any = None  # the flow submits nothing: its training has ended; the duty asks neither
     wanted = definition(app)
     with tempfile.TemporaryDirectory() as folder:
-        world = World(settings=nobody, store=store, serve=nobody, spool=Spool(Path(folder), f"controller-{os.getpid()}"))
+        world = World(
+            settings=nobody, store=store, serve=nobody, spool=Spool(Path(folder), f"controller-{os.getpid()}")
+        )
         for _ in range(20):
             found = read_flow(store, app)
             if found is not None and found[0].is_over:

@@ -29,7 +29,8 @@ SAMPLE = {
     "promote": 3,
     "sweep": 16,
     "release": 24,
-    "roll-back": 24, "flow": 40,
+    "roll-back": 24,
+    "flow": 40,
 }  # each so manieth point; the benchmark runs all of them
 
 

@@ -134,11 +134,18 @@ CHANGES = [
     _change("jobs.*.queue", "other-queue", place=f"{_JOB}.queue"),
     _change("jobs.*.deadline", "8h", place=f"{_JOB}.deadline"),
     _change("jobs.*.retries", 3, place=f"{_JOB}.retries"),
+    _change("jobs.*.team", "search", place=f"{_JOB}.team"),
+    _change("jobs.*.project", "words", place=f"{_JOB}.project"),
     _change("tags.team", "others"),
     _change("tags.project", "other"),
     _change("tags.cost_centre", "CC-1"),
     _change("budgets.max_gpus", 32),
     _change("budgets.gpu_hours_per_month", 100),
+    *(
+        _change(f"budgets.{scope}.*.{field}", value, place=f"budgets.{scope}.voice.{field}")
+        for scope in ("teams", "projects")
+        for field, value in (("gpu_hours", 100.0), ("usd", 250.5), ("at_limit", "pause"))
+    ),
     _change("auth.token_secret", "other-token"),
     _change("network.fenced", False, with_it=(("network.clients", []),)),
     _change("network.clients", ["web", "batch"]),

@@ -26,7 +26,6 @@ NOT_EMBEDDED = {
     "head.memory": _MACHINE,
     "head.instance": _MACHINE,
     "head.state.*": "its head and its nodes share one machine, and end with it",
-    "groups.*.instance": _MACHINE,
     "groups.*.memory": _MACHINE,
     "groups.*.mig": "its GPUs are whole devices, or logical",
     "groups.*.topology": "it has no TPU slices",
@@ -57,6 +56,8 @@ NOT_EMBEDDED = {
 NOT_KUBERAY = {
     "ports.*": "every pod has an address of its own",
     "applications.*.gate.*": "no object has it: read when a version is promoted",
+    "budgets.teams.*": "no object has it: `heliostat cost budget apply` grants it",
+    "budgets.projects.*": "no object has it: `heliostat cost budget apply` grants it",
 }
 
 

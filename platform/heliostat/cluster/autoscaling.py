@@ -15,6 +15,7 @@ LABEL_ROLE = "heliostat.io/role"
 LABEL_MARKET = "ray.io/market-type"
 LABEL_ACCELERATOR = "ray.io/accelerator-type"
 LABEL_ZONE = "ray.io/availability-zone"
+LABEL_MIG = "heliostat.io/mig"
 
 
 def labels(name: str, group: WorkerGroup) -> dict[str, str]:
@@ -23,7 +24,16 @@ def labels(name: str, group: WorkerGroup) -> dict[str, str]:
         found[LABEL_ACCELERATOR] = group.device.ray_type
     if group.zone:
         found[LABEL_ZONE] = group.zone
+    if group.mig:
+        found[LABEL_MIG] = group.mig
     return found
+
+
+def _about(group: WorkerGroup) -> dict[str, object]:
+    """What the node's events tell of it. `devices` where Ray does not call them GPU."""
+    devices = None if group.device.ray_resource == "GPU" else group.gpus
+    told = {"role": group.role, "market": group.market, "instance": group.instance, "zone": group.zone}
+    return {key: value for key, value in {**told, "devices": devices}.items() if value}
 
 
 def resources(group: WorkerGroup) -> dict[str, int]:
@@ -78,7 +88,7 @@ def autoscaling_config(
             "temp_dir": str(temp_dir),
             "gcs_address": gcs_address,
             "cuda_devices": cuda_devices,
-            "groups": {name: {"role": group.role, "market": group.market} for name, group in groups.items()},
+            "groups": {name: _about(group) for name, group in groups.items()},
         },
         "available_node_types": node_types,
         "head_node_type": "head",

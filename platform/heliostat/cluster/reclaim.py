@@ -56,6 +56,7 @@ def reclaim(
         progress(f"notice to {node.node_id}: {notice_s:g} s")
         drain(settings, str(node.ray_node_id), deadline=deadline)
         time.sleep(max(0.0, deadline - time.time()))
+    node = update_node(settings.state_dir, node.node_id, stopping_at=time.time())
     killed = processes.kill_node(mark(record), node.node_id)
     progress(f"killed {killed} processes of {node.node_id}")
     emit_node_event(spool, "reclaimed", node)

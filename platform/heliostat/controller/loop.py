@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from heliostat.controller.budgets import BudgetsDuty
 from heliostat.controller.duty import Duty, World
 from heliostat.controller.lease import take_lease
+from heliostat.controller.meter import Metering
 from heliostat.controller.serving import Serving
 from heliostat.errors import HeliostatError
 from heliostat.events import Spool, ship_spool
@@ -25,7 +27,7 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving()]
+    return [Serving(), Metering(), BudgetsDuty()]
 
 
 class Controller:

@@ -8,6 +8,8 @@ from heliostat.definition.accelerators import ACCELERATORS, Accelerator
 from heliostat.definition.load import definition_files, load
 from heliostat.definition.model import (
     Application,
+    Budget,
+    Budgets,
     ClusterDefinition,
     Fabric,
     GateRules,
@@ -31,6 +33,8 @@ __all__ = [
     "StoreSpec",
     "GateRules",
     "Tags",
+    "Budget",
+    "Budgets",
     "Fabric",
     "Taint",
     "Volume",

@@ -205,6 +205,10 @@ class JobSpec(Part):
     """A training group."""
     publishes: Name
     """The model that its runs become versions of."""
+    team: Name | None = None
+    """Whose budget its GPU time is charged to; the cluster's own team, if none is given."""
+    project: Name | None = None
+    """The cluster's own project, if none is given."""
     cluster: Literal["shared", "own"] = "shared"
     """As a RayJob: on the running cluster, or on one of its own that ends with it."""
     queue: ObjectName | None = None
@@ -236,11 +240,23 @@ class Tags(Part):
     cost_centre: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
 
 
+class Budget(Part):
+    """Of a calendar month in UTC, for all GPU time that a team or a project holds."""
+
+    gpu_hours: float | None = Field(default=None, gt=0)
+    usd: float | None = Field(default=None, gt=0)
+    """Counts what has a price: groups that name their instance."""
+    at_limit: Literal["tell", "refuse", "pause"] = "refuse"
+    """refuse: no new jobs. pause: running trainings stop at a saved step too, until there is more. Serving goes on."""
+
+
 class Budgets(Part):
     max_gpus: int | None = Field(default=None, ge=1)
     """The namespace never holds more accelerators than this: a quota."""
     gpu_hours_per_month: int | None = Field(default=None, ge=1)
     """An alert at 80 % and at 100 % of it, over the last 30 days."""
+    teams: dict[Name, Budget] = Field(default_factory=dict)
+    projects: dict[Name, Budget] = Field(default_factory=dict)
 
 
 class Auth(Part):

@@ -107,6 +107,7 @@ class TrainContext:
         self._pace_s = 0.0  # of a step, smoothed
         self._last_step_at: float | None = None
         self._stall_s = 0.0
+        self._data_waited_s = 0.0
         self._from_step = 0
         self._first_at: float | None = None
         self._emit_worker("worker_started", began_at=time.time() if began_at is None else began_at)
@@ -132,6 +133,7 @@ class TrainContext:
     def step_done(self, step: int, total: int, *, loss: float, tokens: int = 0) -> None:
         """To be called by every rank after each optimizer step. `step` counts completed steps, from 1."""
         self._measure_pace()
+        self._tell_data_wait()
         self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens, world=self.world_size)
         now = time.time()
         self._first_at = self._first_at or now
@@ -214,6 +216,13 @@ class TrainContext:
         self._stall_s += waited
         self._safe_step = max(self._safe_step, self._writer.committed or 0)
         self._emit("checkpoint_stall", step=step, seconds=round(waited, 4))
+
+    def _tell_data_wait(self) -> None:
+        """What a stream among the restored extras waited for its data within this step, if it is worth telling."""
+        waited = sum(float(getattr(extra, "waited_s", 0.0)) for extra in self._extras.values())
+        seconds, self._data_waited_s = waited - self._data_waited_s, waited
+        if seconds > max(0.001, 0.02 * self._pace_s):
+            self._emit("data_wait", seconds=round(seconds, 4))
 
     def _measure_pace(self) -> None:
         now = time.monotonic()
@@ -341,6 +350,8 @@ class TrainContext:
         """Every rank says when it held its node's GPU: the meter needs it."""
         node = os.environ.get("HELIOSTAT_NODE_ID", "")
         about = {"run": self.spec.run, "rank": self.rank, "node": node, "attempt": self._seat.attempt}
+        if keeper := os.environ.get("HELIOSTAT_KEEPER"):
+            fields |= {"keeper": keeper, "gpus": float(os.environ.get("HELIOSTAT_KEEPER_GPUS", 1))}
         self._spool.emit(kind, **about, **self.spec.tags, **fields)
 
     def _emit(self, kind: str, **fields: Any) -> None:

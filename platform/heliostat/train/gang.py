@@ -52,6 +52,7 @@ class _Place:
     actor: Any  # Any: Ray's actor handle
     answer: Any  # Any: the reference to its first answer
     asked_at: float
+    asked_wall: float  # the same, since the epoch
     about: About | None = None
     line: socket.socket | None = None  # open as long as its process lives
     deadline: float | None = None  # of its node, since the epoch; None without a notice
@@ -107,7 +108,9 @@ class Gang:
         store: Store,
         spool: Spool,
         on_progress: Callable[[dict[str, float]], None] = lambda _: None,
+        pause: Callable[[], str] = lambda: "",
     ) -> None:
+        self._pause = pause  # why it is to pause; "" while it is not
         self._spec, self._gang, self._order, self._store, self._spool = spec, gang, order, store, spool
         self._on_progress = on_progress
         self._places: list[_Place] = []
@@ -123,6 +126,7 @@ class Gang:
     def run(self) -> str:
         """Until it is done. Returns "" or, where the training function is wrong, its traceback."""
         fruitless, best = 0, -1.0
+        self._emit("gang_started")  # what an earlier driver of this run held is free
         try:
             while True:
                 places = self._gather()
@@ -139,16 +143,30 @@ class Gang:
                         do="read the job's log above; the same run name resumes from the last checkpoint",
                     )
         finally:
-            for place in self._places:
-                _kill(place)
+            for place in list(self._places):
+                self._remove(place)
 
     # --- the keepers --------------------------------------------------------------------------------------------------
+
+    def _wait_while_paused(self) -> None:
+        """Without a node: what was trained is in the store."""
+        if not (reason := self._pause()):
+            return
+        _say(f"paused: {reason}")
+        self._emit("run_paused", reason=reason)
+        for place in list(self._places):
+            self._remove(place)
+        while self._pause():
+            time.sleep(1)
+        _say("going on")
+        self._emit("run_unpaused")
 
     def _gather(self) -> list[_Place]:
         """Wait for the keepers of the next attempt: all of them, or after some patience the lowest number at least."""
         begun = told = time.monotonic()
         patience = PATIENCE_S if self.spans else FIRST_PATIENCE_S
         while True:
+            self._wait_while_paused()
             self._look()
             self._drop_noticed()
             self._fill()
@@ -186,7 +204,7 @@ class Gang:
                 )
                 .remote()
             )
-            self._places.append(_Place(actor, actor.about.remote(), time.monotonic()))
+            self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), time.time()))
 
     def _answers(self, busy: Sequence[_Place] = ()) -> None:
         """Take in which keepers have come to life, and which died beside the attempt or before they lived."""
@@ -201,7 +219,12 @@ class Gang:
                     place.about = ray.get(place.answer)
                     self._warmed.add(place.about.node_id)
                     place.line = _connect(place.about)
-                    self._emit("keeper_ready", node=place.about.node_id, seconds=time.monotonic() - place.asked_at)
+                    self._emit(
+                        "keeper_ready",
+                        seconds=time.monotonic() - place.asked_at,
+                        began_at=max(place.about.began_at, place.asked_wall),
+                        **self._held(place),
+                    )
                 except ray.exceptions.RayError:
                     self._places.remove(place)
 
@@ -217,6 +240,8 @@ class Gang:
 
     def _remove(self, place: _Place) -> None:
         _kill(place)
+        if place.about is not None:
+            self._emit("keeper_ended", **self._held(place))
         self._places.remove(place)
 
     def _look(self) -> bool:
@@ -253,13 +278,20 @@ class Gang:
         generation = patiently(lambda: claim_generation(self._store, self._spec.run), what="the attempt", warn=_say)
         attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", time.time())
         self._emit("attempt", number=generation, workers=len(places), nodes=[_node(place) for place in places])
-        outcome, text = self._start(attempt, generation)
-        if outcome is None:
-            outcome, text = self._follow(attempt)
+        try:
+            outcome, text = self._start(attempt, generation)
+            if outcome is None:
+                outcome, text = self._follow(attempt)
+        except BaseException:  # the driver is told to end
+            self._emit("attempt_ended", number=generation, outcome="lost", why="the driver was stopped", keepers=[])
+            raise
         known = max([attempt.seen, *(e.progress for e in attempt.ended)], key=lambda p: p.get("step", -1.0))
         reached = known.get("step", -1.0)
         self.spans.append(_span(attempt, known, self._waited_s))
-        self._emit("attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached)
+        keepers = [self._held(place) for place in self._places if place.about is not None]
+        self._emit(
+            "attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached, keepers=keepers
+        )
         if outcome in ("left", "lost"):
             _say(f"attempt {generation} ended: {text or outcome}")
         if outcome == "lost":
@@ -360,6 +392,9 @@ class Gang:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
         if attempt.leaving:
             return
+        if reason := self._pause():
+            self._leave(attempt, f"paused: {reason}")
+            return
         self._fill()
         self._answers(attempt.places)
         noticed = [place.deadline for place in attempt.places if place.deadline is not None]
@@ -411,6 +446,10 @@ class Gang:
         for place in attempt.places:
             if place in self._places:
                 place.actor.stop.remote(attempt.name)
+
+    def _held(self, place: _Place) -> dict[str, Any]:
+        """What a keeper holds, for the meter."""
+        return {"node": _node(place), "keeper": place.about.name if place.about else "", "gpus": self._gang.gpus}
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(kind, run=self._spec.run, **self._spec.tags, **fields)

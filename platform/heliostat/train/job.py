@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from heliostat.allowance import pause_reason
 from heliostat.commit import Manifest, read_file, read_manifest
 from heliostat.errors import JobFailed, UsageError
 from heliostat.events import Spool
@@ -121,7 +125,8 @@ def _train(
         ray.init(logging_level="warning")
     payload = cloudpickle.dumps(Order(spec, train, config))
     spool = Spool(settings.spool, f"gang-{spec.run}-{uuid.uuid4().hex[:6]}")
-    gang = Gang(spec, gang_spec, payload, store, spool, on_progress)
+    gang = Gang(spec, gang_spec, payload, store, spool, on_progress, pause_reason(store, spec.tags))
+    _end_in_order()
     try:
         return gang.run()
     finally:
@@ -130,10 +135,16 @@ def _train(
         spool.emit("goodput", run=spec.run, **spec.tags, **asdict(made), held=made.held, share=made.share)
 
 
+def _end_in_order() -> None:
+    """A driver that is told to stop still says what its workers held."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+
+
 def _say(message: str) -> None:
     print(f"heliostat: {message}", flush=True)  # noqa: T201  # the job's log is its standard output
 
 
 def _tags() -> dict[str, str]:
-    given = {key: os.environ.get(f"HELIOSTAT_{key.upper()}") for key in ("team", "project")}
+    given = {key: os.environ.get(f"HELIOSTAT_{key.upper()}") for key in ("team", "project", "job", "user")}
     return {key: value for key, value in given.items() if value}

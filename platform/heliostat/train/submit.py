@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import shlex
 import time
 import uuid
@@ -51,22 +52,28 @@ def submit(
         raise JobError(
             f"run {run!r} is running already as job {running[0].job_id}", do=f"heliostat job logs {running[0].job_id}"
         )
-    request = job_request(name, spec, arguments=arguments, run=run, package=package)
+    request = job_request(name, spec, arguments=arguments, run=run, package=package, user=getpass.getuser())
     _client(settings).submit_job(submission_id=job_id, **request)
     return SubmittedJob(job_id, run)
 
 
 def job_request(
-    name: str, spec: JobSpec, *, arguments: Sequence[str], run: str, package: str
+    name: str, spec: JobSpec, *, arguments: Sequence[str], run: str, package: str, user: str = ""
 ) -> dict[str, Any]:  # Any: the keyword arguments of Ray's submit_job
     """What is asked of Ray's Jobs API. Pure."""
     # Ray starts no driver twice; the supervisor does, when it was killed.
     supervised = ["python", "-m", "heliostat.train.supervise", "--"]
     return {
         "entrypoint": shlex.join([*supervised, *shlex.split(spec.entrypoint), *arguments]),
-        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group}},
+        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group, **_about(name, spec, user)}},
         "metadata": {"heliostat_run": run, "job": name, "publishes": spec.publishes},
     }
+
+
+def _about(name: str, spec: JobSpec, user: str) -> dict[str, str]:
+    """Whose it is, as its events tell the meter. What is not given is the cluster's own."""
+    given = {"JOB": name, "USER": user, "TEAM": spec.team or "", "PROJECT": spec.project or ""}
+    return {f"HELIOSTAT_{key}": value for key, value in given.items() if value}
 
 
 def list_jobs(settings: Settings) -> list[JobRow]:

@@ -41,13 +41,19 @@ def ray_job(definition: ClusterDefinition, name: str, job: JobSpec) -> Manifest:
         "submissionMode": "HTTPMode",
         "backoffLimit": job.retries,
         # JSON is YAML. The image holds the recipes; HELIOSTAT_GROUP is read by heliostat.train.job.
-        "runtimeEnvYAML": json.dumps({"env_vars": {"HELIOSTAT_GROUP": job.group}}),
+        "runtimeEnvYAML": json.dumps({"env_vars": {"HELIOSTAT_GROUP": job.group, **_whose(job)}}),
         "metadata": {"job": name, "publishes": job.publishes},
         **(_own_cluster(definition, job) if job.cluster == "own" else _shared_cluster(definition)),
     }
     if job.deadline:
         spec["activeDeadlineSeconds"] = max(1, round(job.deadline.seconds))
     return manifest(definition, RAY_API, "RayJob", object_name(definition, name), {"spec": spec}, labels=labels)
+
+
+def _whose(job: JobSpec) -> dict[str, str]:
+    """Over the cluster's own team and project, for the meter."""
+    given = {"HELIOSTAT_TEAM": job.team, "HELIOSTAT_PROJECT": job.project}
+    return {key: value for key, value in given.items() if value}
 
 
 def _shared_cluster(definition: ClusterDefinition) -> Manifest:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,8 @@ def _row(row: dict[str, Any], cluster: str) -> dict[str, Any]:  # Any: as above
         "PricingUnit": UNIT,
         "ProviderName": PROVIDER,
         "PublisherName": PROVIDER,
+        "RegionId": _region(row["zone"]),
+        "RegionName": _region(row["zone"]),
         "ResourceId": resource,
         "ResourceName": name or row["group"],
         "ResourceType": _RESOURCE.get(kind, "Worker group"),
@@ -129,6 +132,11 @@ def _row(row: dict[str, Any], cluster: str) -> dict[str, Any]:  # Any: as above
 def _tags(row: dict[str, Any]) -> str:  # Any: as above
     told = {name: row[name] for name in ("project", "version", "user", "group", "market", "instance") if row[name]}
     return json.dumps({"heliostat/class": row["use"], **{f"heliostat/{name}": value for name, value in told.items()}})
+
+
+def _region(zone: str) -> str | None:
+    """Of us-east-1a or us-central1-a: the zone without its letter."""
+    return re.sub(r"-?[a-z]$", "", zone) or None
 
 
 def _time(at: datetime) -> str:

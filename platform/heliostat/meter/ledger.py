@@ -104,10 +104,10 @@ class Folder:
         folded = 0
         for day in _days(first, today):
             until = min(_start(day + _DAY), _us(now))
+            self._segments.keep({info.key for each in (day, day + _DAY) for info in by_day.get(each, ())})
             folded += self._fold_day(day, by_day.get(day, []), chain, newest.get(day), until=until, progress=progress)
             if folded and (day - first).days % 10 == 9:
                 progress(f"folded up to {day}")
-        self._segments.keep({info.key for day in (today - _DAY, today) for info in by_day.get(day, ())})
         return folded
 
     def _list(self, since: date | None, today: date) -> None:

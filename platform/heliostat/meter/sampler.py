@@ -138,7 +138,7 @@ def _share(profile: str) -> float:
 def devices_of(entries: Sequence[Mapping[str, Any]], which: Sequence[int] = ()) -> Devices:  # Any: Ray's agent's JSON
     """What Ray's agent tells of a node's devices; of those with these indices, where some are given."""
     mine = [entry for entry in entries if not which or entry.get("index") in which]
-    duty = [entry["utilizationGpu"] for entry in mine if (entry.get("utilizationGpu") or -1) >= 0]
+    duty = [entry["utilizationGpu"] for entry in mine if _known(entry.get("utilizationGpu"))]
     memory = [entry["memoryUsed"] for entry in mine if entry.get("memoryUsed") is not None]
     power = [entry["powerMw"] for entry in mine if entry.get("powerMw") is not None]
     return Devices(
@@ -146,6 +146,11 @@ def devices_of(entries: Sequence[Mapping[str, Any]], which: Sequence[int] = ()) 
         sum(memory) * 2.0**20 if memory else None,
         sum(power) / 1000 if power else None,
     )
+
+
+def _known(percent: float | None) -> bool:
+    """Ray's agent says -1 where the driver does not tell."""
+    return percent is not None and percent >= 0
 
 
 class Sampler:

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -39,7 +39,7 @@ STEPS = 120
 
 
 class Hook(BaseHTTPRequestHandler):
-    said: list[str] = []
+    said: ClassVar[list[str]] = []
 
     def do_POST(self) -> None:
         self.said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
@@ -89,7 +89,9 @@ def run(play: Play) -> dict[str, Any]:
     watch.note("job submitted")
 
     def events(kind: str) -> list[Any]:
-        return [e for e in read_spool(platform.settings.spool) if e.kind == kind and e.fields.get("run") == play.job.run]
+        return [
+            e for e in read_spool(platform.settings.spool) if e.kind == kind and e.fields.get("run") == play.job.run
+        ]
 
     play._until(lambda: bool(events("run_paused")), "the pause", limit_s=180)
     paused = events("run_paused")[0]

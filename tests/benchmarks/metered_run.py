@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -72,7 +73,7 @@ jobs:
   {JOB}: {{entrypoint: python -m train_jobs.metered, group: train, publishes: {JOB}, team: violet, project: words}}
 tags: {{team: bench, project: metered}}
 """
-RECIPE = '''
+RECIPE = f'''
 """Answers after a fixed time, and writes down when it did so."""
 import json
 import os
@@ -83,7 +84,7 @@ from heliostat.serve.recipe import TextModel
 
 def note(**fields):
     with open(os.environ["METERED_LOG"] + "/serving.jsonl", "a") as file:
-        file.write(json.dumps({"pid": os.getpid(), **fields}) + "\\n")
+        file.write(json.dumps({{"pid": os.getpid(), **fields}}) + "\\n")
 
 
 class Answers(TextModel):
@@ -99,14 +100,14 @@ class Answers(TextModel):
 
     def forward(self, batch):
         begun = time.time()
-        time.sleep(%f)
+        time.sleep({FORWARD_S:f})
         note(what="forward" if self.warm else "warm_up", begun=begun, ended=time.time(), items=len(batch))
         self.warm = True
         return [len(item) for item in batch]
 
     def present(self, result):
-        return {"tokens": result}
-''' % FORWARD_S  # noqa: UP031  # the text is full of braces
+        return {{"tokens": result}}
+'''  # the text is full of braces
 TRAINING = '''
 """Steps of a fixed length, and a log of its own of when each began and ended."""
 import json
@@ -353,9 +354,7 @@ def training_seen(lines: list[dict[str, Any]]) -> dict[str, float]:
     sums: Counter[str] = Counter()
     reached = 0
     first = [line for line in lines if line["rank"] == 0]
-    usual = sorted(
-        done["at"] - step["at"] for step, done in zip(first, first[1:], strict=False) if done["what"] == "done"
-    )
+    usual = sorted(done["at"] - step["at"] for step, done in itertools.pairwise(first) if done["what"] == "done")
     typical = usual[len(usual) // 2] if usual else 0.0
     before, waited = 0.0, 0.0
     for line in first:
@@ -402,7 +401,7 @@ def compare(play: Play) -> dict[str, Any]:
         ("node lifetimes", total.held, lives, "the nodes' processes in /proc"),
         ("training", job.get("training", 0.0), train.get("steps", 0.0), "the job's own step log"),
         ("recomputed", job.get("recomputed", 0.0), train.get("steps again", 0.0), "steps again; less what was cut off"),
-        ("checkpoint", job.get("checkpoint", 0.0), train.get("stall", 0.0), "the job's log: step_done beyond the usual"),
+        ("checkpoint", job.get("checkpoint", 0.0), train.get("stall", 0.0), "its log: step_done beyond the usual"),
         ("waiting", job.get("waiting", 0.0), train.get("data", 0.0), "the job's sleeps for data; less keepers' waits"),
         ("loading (job)", job.get("loading", 0.0), train.get("starts", 0.0), "process starts in /proc to restored"),
         ("serving", app.get("serving", 0.0), serving_seen(read_log(play.folder / "logs" / "serving.jsonl")),

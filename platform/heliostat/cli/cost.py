@@ -131,14 +131,18 @@ def cost_energy(
     from heliostat.sdk import Platform
 
     names = [name.strip() for name in by.split(",")]
-    found = Platform.connect(cluster).energy(
-        names, since=_day(since), until=_day(until), grams_per_kwh=grams, pue=pue
-    )
+    found = Platform.connect(cluster).energy(names, since=_day(since), until=_day(until), grams_per_kwh=grams, pue=pue)
     if json:
         print_json(found)
         return
     rows = [
-        (*(key or "-" for key in each.keys), each.kwh, each.co2_kg, f"{each.measured_share:.0%}", each.unknown_gpu_hours)
+        (
+            *(key or "-" for key in each.keys),
+            each.kwh,
+            each.co2_kg,
+            f"{each.measured_share:.0%}",
+            each.unknown_gpu_hours,
+        )
         for each in found
     ]
     print_table((*names, "kWh", "kg CO2", "measured", "GPU-hours of unknown power"), rows)

@@ -34,7 +34,8 @@ NODE_START_LIMIT_S = 60.0
 class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
     """Ray's v1 provider interface, which autoscaler v2 wraps.
 
-    `provider_config` carries: state_dir, spool, gcs_address, temp_dir, groups {name: {role, market, cuda_devices, instance, zone}}.
+    `provider_config` carries: state_dir, spool, gcs_address, temp_dir, cuda_devices, and of each of `groups` its role,
+    market, and where they are known instance, zone and devices.
     """
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:

@@ -61,10 +61,10 @@ class BudgetsDuty:
 
 def budget_alerts(standing: Standing) -> list[Alert]:
     """The step that was reached, and apart from it the forecast."""
-    labels = {standing.granted.scope: standing.granted.name}
+    labels = {str(standing.granted.scope): standing.granted.name}
     found = []
     if standing.level:
-        severity: Severity = {0.5: "info", 0.8: "warning", 1.0: "critical"}[standing.level]  # type: ignore[assignment]
+        severity: Severity = "critical" if standing.spent else "warning" if standing.level >= 0.8 else "info"
         follows = {
             "tell": "nothing is stopped", "refuse": "new jobs are refused",
             "pause": "new jobs are refused, trainings pause at a saved step",

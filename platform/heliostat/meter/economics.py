@@ -151,7 +151,9 @@ def forecast(days: Sequence[Line], now: float) -> Forecast:
     at = datetime.fromtimestamp(now, UTC)
     today = at.date()
     by_day = {str(line.keys[0]): line for line in days}
-    whole = [today - timedelta(days=n) for n in range(1, FORECAST_DAYS + 1) if (today - timedelta(days=n)).day < today.day]
+    whole = [
+        today - timedelta(days=n) for n in range(1, FORECAST_DAYS + 1) if (today - timedelta(days=n)).day < today.day
+    ]
     first = min((date.fromisoformat(day) for day in by_day), default=today)
     whole = [day for day in whole if day >= first]  # before the first day there was no cluster
     passed = (at - datetime.combine(today, datetime.min.time(), UTC)) / timedelta(days=1)

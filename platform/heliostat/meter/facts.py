@@ -411,7 +411,8 @@ def _replica_seat(event: Event, at: int, what: Literal["open", "close"]) -> Seat
 
 
 def _replica_ready(made: _Made, event: Event) -> None:
-    told = event.fields.get("began_at")
+    """Its GPUs are its own from the start of its process on; loading begins with the imports."""
+    told = event.fields.get("process_at")
     begun = round(float(event.time_s - event.fields.get("seconds", 0) if told is None else told) * SECOND)
     made.seats.append(_replica_seat(event, begun, "open"))
     made.full(event, _replica(event), Use.LOADING)

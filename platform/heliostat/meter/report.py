@@ -53,7 +53,7 @@ class Report:
     prices: tuple[GpuPrice, ...] = field(default=())
 
     def to_frame(self) -> Any:  # Any: pandas ships no types here
-        """A pandas DataFrame: the keys, GPU-seconds by class, held, useful, USD. One row per line, without the total."""
+        """A pandas DataFrame: the keys, GPU-seconds by class, held, useful, USD. A row per line, without the total."""
         import pandas as pd
 
         return pd.DataFrame([_flat(self, line) for line in self.lines])

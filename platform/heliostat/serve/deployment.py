@@ -113,9 +113,13 @@ class ModelDeployment:
         self._loaded_at = time.time()
         self._error: str | None = None
         # The node's own phase is in its events; between the two lie placing and the process with its imports.
-        began_at = process_began_at() if process_began_at() > begun - PROCESS_LIMIT_S else begun
+        process_at = max(process_began_at(), begun - PROCESS_LIMIT_S)
         ready = self._emit(
-            "replica_ready", seconds=round(time.time() - begun, 3), phases=phases.seconds, began_at=began_at
+            "replica_ready",
+            seconds=round(time.time() - begun, 3),
+            phases=phases.seconds,
+            began_at=begun,
+            process_at=process_at if process_at > begun - PROCESS_LIMIT_S else begun,
         )
         self._told = Told(ready.time_s)
         write_report(self._store, self._report())
@@ -144,6 +148,7 @@ class ModelDeployment:
     def __del__(self) -> None:
         if hasattr(self, "_stop"):
             self._stop.set()
+            self._watcher.join(2)  # what it tells is not told twice
             self._api.close()
             use = self._use()[0]
             self._emit(
@@ -281,6 +286,8 @@ class ModelDeployment:
             gpus=self._arguments.gpus,
             version=self._artifact.version,
             digest=self._artifact.digest,
+            team=os.environ.get("HELIOSTAT_TEAM", ""),
+            project=os.environ.get("HELIOSTAT_PROJECT", ""),
             **fields,
         )
 

@@ -142,7 +142,8 @@ def test_the_forecast_goes_on_at_the_pace_of_the_last_whole_days() -> None:
     assert made.usd == pytest.approx(105 + 10 * 20.5)
     assert (made.days, made.low_usd, made.high_usd) == (7, made.usd, made.usd)
     uneven = forecast(daily(*[10.0] * 8, 0.0, 20.0, 5.0), noon)
-    assert uneven.low_usd == pytest.approx(105) and uneven.high_usd == pytest.approx(105 + 20 * 20.5)
+    assert uneven.low_usd == pytest.approx(105)
+    assert uneven.high_usd == pytest.approx(105 + 20 * 20.5)
 
 
 def test_days_before_the_first_one_are_no_days_without_use() -> None:
@@ -174,7 +175,8 @@ def test_what_has_no_price_is_left_out_of_focus_and_told() -> None:
 
 def test_energy_goes_by_measured_power_and_else_by_the_rated_one() -> None:
     samples = [
-        event("node_sample", BEGIN + 30 * n, node="n", group="train", gpus=1.0, free=0.0, power_w=200.0) for n in range(5)
+        event("node_sample", BEGIN + 30 * n, node="n", group="train", gpus=1.0, free=0.0, power_w=200.0)
+        for n in range(5)
     ]
     counts = counts_table(counts_of(samples, **day(HOUR_NUMBER)))
     found = {each.keys[0]: each for each in energy(TABLE, counts, by=["group"], grams_per_kwh=400, pue=1.5)}

@@ -196,7 +196,7 @@ def test_a_lost_replica_is_told_of_afterwards() -> None:
     about = {"app": "classifier", "replica": "r1", "node": "s", "gpus": 1.0, "version": 1}
     events = [
         *node("s", "serve", 0, 10, 100),
-        event("replica_ready", 20, **about, seconds=2.0, began_at=12.0),
+        event("replica_ready", 20, **about, seconds=2.0, process_at=12.0),
         event("replica_busy", 40, **about, busy_s={"red": 5.0}),
         event("replica_ended", 95, **about, busy_s={"red": 1.0}, at=60.0, lost=True),
     ]

@@ -142,7 +142,12 @@ CHANGES = [
     _change("budgets.max_gpus", 32),
     _change("budgets.gpu_hours_per_month", 100),
     *(
-        _change(f"budgets.{scope}.*.{field}", value, place=f"budgets.{scope}.voice.{field}")
+        _change(
+            f"budgets.{scope}.*.{field}",
+            value,
+            place=f"budgets.{scope}.voice.{field}",
+            also=((f"budgets.{scope}.voice.{'usd' if field == 'gpu_hours' else 'gpu_hours'}", 50.0),),
+        )
         for scope in ("teams", "projects")
         for field, value in (("gpu_hours", 100.0), ("usd", 250.5), ("at_limit", "pause"))
     ),

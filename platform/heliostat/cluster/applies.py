@@ -27,7 +27,6 @@ NOT_EMBEDDED = {
     "head.instance": _MACHINE,
     "head.state.*": "its head and its nodes share one machine, and end with it",
     "groups.*.memory": _MACHINE,
-    "groups.*.mig": "its GPUs are whole devices, or logical",
     "groups.*.topology": "it has no TPU slices",
     "groups.*.placement": _MACHINE,
     "groups.*.fabric.*": _MACHINE,

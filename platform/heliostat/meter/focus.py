@@ -60,7 +60,7 @@ def focus_rows(
     keys = ["hour", *PLACE_COLUMNS, *OWNER_COLUMNS, "use"]
     names = ("gpu_seconds", "usd", "unpriced")
     summed = priced.group_by(keys).aggregate([(name, "sum") for name in names])
-    for row in summed.sort_by([(key, "ascending") for key in keys]).to_pylist():
+    for row in sorted(summed.to_pylist(), key=lambda row: [row[key] for key in keys]):
         # What a later entry moved elsewhere has come to nothing here.
         if row["gpu_seconds_sum"] > _NOTHING and abs(row["unpriced_sum"]) <= _NOTHING:
             yield _row(row, cluster)

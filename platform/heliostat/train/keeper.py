@@ -29,6 +29,8 @@ PORT_LIMIT_S = 60.0
 class Keeper:
     """Called from several threads: `train` blocks while a training runs, the others come in meanwhile."""
 
+    _gpus = 1.0  # that Ray gave it
+
     def __init__(self) -> None:
         import ray
 

@@ -194,11 +194,13 @@ def test_a_driver_that_was_killed_leaves_nothing_held_and_nothing_unexplained() 
 def test_a_lost_replica_is_told_of_afterwards() -> None:
     """The controller tells it when it finds the report silent; it counts from the report on."""
     about = {"app": "classifier", "replica": "r1", "node": "s", "gpus": 1.0, "version": 1}
+    lost = event("replica_ended", 95, **about, busy_s={"red": 1.0}, lost=True)
+    lost.fields["at"] = 60.0
     events = [
+        lost,
         *node("s", "serve", 0, 10, 100),
         event("replica_ready", 20, **about, seconds=2.0, process_at=12.0),
         event("replica_busy", 40, **about, busy_s={"red": 5.0}),
-        event("replica_ended", 95, **about, busy_s={"red": 1.0}, at=60.0, lost=True),
     ]
     assert seconds(events) == pytest.approx(
         {

@@ -200,7 +200,7 @@ def test_a_fold_that_is_killed_and_run_again_counts_once(told: Store, writes: in
 
 def test_a_changed_byte_is_found(told: Store) -> None:
     ledger.update(told, now=END)
-    key = next(info.key for info in told.list("ledger/") if info.key.endswith(".parquet"))
+    key = next(info.key for info in told.list("ledger/") if info.key.endswith("entries.parquet"))
     told.put(key, told.get(key).data[:-1] + b"x")
     with pytest.raises(CorruptArtifact):
         ledger.read(told)

@@ -35,7 +35,7 @@ from heliostat.show import print_report, print_table
 from heliostat.train.checkpoint import complete
 
 LIMIT_GPU_H = 0.012
-STEPS = 120
+STEPS = 300
 
 
 class Hook(BaseHTTPRequestHandler):
@@ -82,9 +82,13 @@ def run(play: Play) -> dict[str, Any]:
     keys = {team: create_key(platform.store, f"{team}-key", team=team) for team in metered_run.TEAMS}
     play._release(None)
     platform.apps.deploy(metered_run.APP)
-    driver = threading.Thread(target=watch.load, args=(platform, keys, play.seed), daemon=True)
+    url = platform.apps.url(metered_run.APP)
+    driver = threading.Thread(target=watch.load, args=(lambda: url, keys, play.seed), daemon=True)
     driver.start()
     watch.loaded.set()
+    play._until(lambda: watch.statuses["200"] > 0, "the first answer", limit_s=90)
+    time.sleep(2)
+    watch.statuses.clear()  # until here it was being started
     play.job = play._submit(None)
     watch.note("job submitted")
 

@@ -207,14 +207,15 @@ class Watch:
                     self.lives[name] = (first, now)
             time.sleep(0.1)
 
-    def load(self, platform: Platform, keys: dict[str, str], seed: int) -> None:
-        """Requests at a steady rate while `loaded` is set."""
-        chance, url = random.Random(seed), platform.apps.url(APP)
+    def load(self, url: Callable[[], str], keys: dict[str, str], seed: int) -> None:
+        """Requests at a steady rate while `loaded` is set. A cluster that was started again may have other ports."""
+        chance = random.Random(seed)
         teams = [team for team, weight in TEAMS.items() for _ in range(weight)]
 
         async def one(client: httpx.AsyncClient, team: str) -> None:
             try:
-                answer = await client.post(url, json={"text": "a b"}, headers={"Authorization": f"Bearer {keys[team]}"})
+                headers = {"Authorization": f"Bearer {keys[team]}"}
+                answer = await client.post(url(), json={"text": "a b"}, headers=headers)
                 self.statuses[str(answer.status_code)] += 1
                 if answer.status_code == 200:
                     self.answered[team] += 1
@@ -257,7 +258,9 @@ class Play:
         self.platform.apps.deploy(APP)
         threads = [
             threading.Thread(target=self.watch.nodes, args=(self.folder,), daemon=True),
-            threading.Thread(target=self.watch.load, args=(self.platform, keys, self.seed), daemon=True),
+            threading.Thread(
+                target=self.watch.load, args=(lambda: self.platform.apps.url(APP), keys, self.seed), daemon=True
+            ),
         ]
         for thread in threads:
             thread.start()

@@ -25,6 +25,7 @@ class BudgetsDuty:
 
     def __init__(self) -> None:
         self._said: Allowance | None = None
+        self._told = True  # alerts of an earlier process may have to be called over
 
     def forget(self) -> None:
         self._said = None
@@ -42,8 +43,6 @@ class BudgetsDuty:
         if budgets or self._told:
             self._told = bool(budgets)
             alerts.tell(world.store, [a for each in found for a in budget_alerts(each)], source="budget", now=now)
-
-    _told = True  # alerts of an earlier process may have to be called over
 
     def _say(self, world: World, wanted: Allowance) -> None:
         before = self._said if self._said is not None else read_allowance(world.store)

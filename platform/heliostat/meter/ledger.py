@@ -168,6 +168,20 @@ def newest_entries(
     store: Store, *, since: date | None = None, known: Mapping[tuple[date, int], DayEntry] = MappingProxyType({})
 ) -> dict[date, DayEntry]:
     """Of each day that was ever folded, from `since` on. `known`: entries by day and number, which never change."""
+    for last in (False, False, True):
+        keys = _newest_numbers(store, since)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
+            try:
+                found = list(pool.map(lambda item: known.get(item) or _read_entry(store, *item), sorted(keys.items())))
+            except CorruptArtifact:  # swept since it was listed, as there are newer ones
+                if last:
+                    raise
+            else:
+                return {entry.day: entry for entry in found}
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _newest_numbers(store: Store, since: date | None) -> dict[date, int]:
     keys: dict[date, int] = {}
     for info in store.list(f"{FOLDER}/"):
         day, _, name = info.key.removeprefix(f"{FOLDER}/").partition("/")
@@ -175,11 +189,9 @@ def newest_entries(
         if kind == "json" and number.isdigit():
             with suppress(ValueError):
                 at = date.fromisoformat(day)
-                keys[at] = max(int(number), keys.get(at, 0)) if since is None or at >= since else 0
-    keys = {day: number for day, number in keys.items() if number}
-    with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
-        found = pool.map(lambda item: known.get(item) or _read_entry(store, *item), sorted(keys.items()))
-        return {entry.day: entry for entry in found}
+                if since is None or at >= since:
+                    keys[at] = max(int(number), keys.get(at, 0))
+    return keys
 
 
 def read(

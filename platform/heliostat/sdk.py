@@ -324,7 +324,7 @@ class Jobs:
         self._platform = platform
 
     def submit(self, name: str, *, arguments: Sequence[str] = (), run: str | None = None) -> SubmittedJob:
-        """Submit a job of the definition, as `ray job submit` would. `run` resumes an earlier one. Raises BudgetSpent."""
+        """Submit a job of the definition, as `ray job submit` would. `run` resumes one. Raises BudgetSpent."""
         definition, settings = self._platform.definition, self._platform.settings
         spec = _known(definition.jobs, name, "job")
         team, project = spec.team or definition.tags.team, spec.project or definition.tags.project

@@ -40,7 +40,6 @@ from heliostat.cluster import embedded, processes
 from heliostat.errors import HeliostatError
 from heliostat.meter import ledger
 from heliostat.registry import ArtifactMetadata, Lineage, move_alias, publish
-from heliostat.sdk import Platform
 from heliostat.serve.keys import create_key
 from heliostat.show import print_report, print_table
 from heliostat.train.submit import FINISHED
@@ -304,13 +303,13 @@ class Play:
         return next((row.status for row in self.platform.jobs.list() if row.job_id == self.job.job_id), "")
 
     def _release(self, before: int | None) -> None:
-        weights = self.folder / "weights"
+        weights = self.folder / "weights.txt"
         weights.write_text(str(before))
         lineage = Lineage(job="bench", code_version="bench", dataset_digest="sha256:bench")
         metadata = ArtifactMetadata(
             framework="torch", lineage=lineage, parameters=1, dtype="float32", licence="Apache-2.0"
         )
-        made = publish(self.platform.store, name=APP, files={"weights": weights}, metadata=metadata)
+        made = publish(self.platform.store, name=APP, files={"weights.txt": weights}, metadata=metadata)
         move_alias(
             self.platform.store, name=APP, alias="production", to_version=made.version, expected_version=before,
             who="bench", why="bench",

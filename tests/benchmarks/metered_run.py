@@ -316,6 +316,10 @@ class Play:
         )  # fmt: skip
 
     def _reclaim(self, notice_s: float) -> None:
+        """Of a node that trains, or will: on a busy machine they come late."""
+        self._until(
+            lambda: any(node.group == "train" and node.ready_at for node in self.platform.nodes()), "a node", limit_s=90
+        )
         node = self.platform.reclaim("train", notice_s=notice_s)
         self.watch.note(f"  {node.node_id} is gone")
 

@@ -156,6 +156,11 @@ def definitions(draw: st.DrawFn, platform: str | None = None) -> dict[str, Any]:
     if draw(st.booleans()):
         data["observability"] = {"metrics": True, "alerts": True, "interval": draw(durations)}
         data["budgets"] = {"max_gpus": 10**6, "gpu_hours_per_month": draw(st.integers(1, 10**6))}
+        limits = {
+            "gpu_hours": draw(st.floats(0.1, 1e6)),
+            "at_limit": draw(st.sampled_from(["tell", "refuse", "pause"])),
+        }
+        data["budgets"] |= {"teams": {"voice": limits}, "projects": {"words": {"usd": draw(st.integers(1, 10**6))}}}
     if draw(st.booleans()):
         data["waste"] = draw(waste)
     if draw(st.booleans()):

@@ -174,6 +174,7 @@ CHANGES = [
     ),
     _change("sharing.shares", {"voice": 2.0}),
     _change("sharing.patience", "2m"),
+    _change("jobs.*.project", "words", place=f"{_JOB}.project"),
     _change("tags.team", "others"),
     _change("tags.project", "other"),
     _change("tags.cost_centre", "CC-1"),
@@ -185,6 +186,16 @@ CHANGES = [
     _change("waste.dry_run", False),
     _change("waste.quiet", ["Sat-Sun"]),
     _change("waste.exempt", {"nightly": "2026-12-31"}),
+    *(
+        _change(
+            f"budgets.{scope}.*.{field}",
+            value,
+            place=f"budgets.{scope}.voice.{field}",
+            also=((f"budgets.{scope}.voice.{'usd' if field == 'gpu_hours' else 'gpu_hours'}", 50.0),),
+        )
+        for scope in ("teams", "projects")
+        for field, value in (("gpu_hours", 100.0), ("usd", 250.5), ("at_limit", "pause"))
+    ),
     _change("auth.token_secret", "other-token"),
     _change("network.fenced", False, with_it=(("network.clients", []),)),
     _change("network.clients", ["web", "batch"]),

@@ -26,7 +26,6 @@ NOT_EMBEDDED = {
     "head.memory": _MACHINE,
     "head.instance": _MACHINE,
     "head.state.*": "its head and its nodes share one machine, and end with it",
-    "groups.*.instance": _MACHINE,
     "groups.*.memory": _MACHINE,
     "groups.*.topology": "it has no TPU slices",
     "groups.*.placement": _MACHINE,
@@ -65,6 +64,8 @@ NOT_KUBERAY = {
     "applications.*.gate.*": "no object has it: read when a version is promoted",
     "applications.*.release.*": "no object has it: read while a version is released",
     "applications.*.retrain.*": "the controller's pod has no definition to run it from: a CronJob of `app flow` does",
+    "budgets.teams.*": "no object has it: `heliostat cost budget apply` grants it",
+    "budgets.projects.*": "no object has it: `heliostat cost budget apply` grants it",
 }
 
 

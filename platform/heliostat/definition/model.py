@@ -284,6 +284,8 @@ class JobSpec(Part):
     """Of one team's waiting jobs, the highest goes first."""
     falls_back: bool = False
     """While the spot market has no node for it, train on the group's fallback; it returns at a checkpoint."""
+    project: Name | None = None
+    """Whose budget its GPU time counts against; the cluster's own project, if none is given."""
     cluster: Literal["shared", "own"] = "shared"
     """As a RayJob: on the running cluster, or on one of its own that ends with it."""
     queue: ObjectName | None = None
@@ -306,7 +308,8 @@ class JobSpec(Part):
 
     def environment(self) -> dict[str, str]:
         """What its driver is told of it: read by heliostat.train.job."""
-        env = {"HELIOSTAT_GROUP": self.group}
+        whose = {"HELIOSTAT_TEAM": self.team, "HELIOSTAT_PROJECT": self.project}
+        env = {"HELIOSTAT_GROUP": self.group, **{key: value for key, value in whose.items() if value}}
         if self.deadline is not None and self.work is not None and self.on_demand is not None:
             terms = {"deadline_s": self.deadline.seconds, "work_s": self.work.seconds, "on_demand": self.on_demand}
             env["HELIOSTAT_DEADLINE"] = json.dumps(terms, sort_keys=True)
@@ -334,11 +337,23 @@ class Tags(Part):
     cost_centre: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
 
 
+class Budget(Part):
+    """Of a calendar month in UTC, for all GPU time that a team or a project holds."""
+
+    gpu_hours: float | None = Field(default=None, gt=0)
+    usd: float | None = Field(default=None, gt=0)
+    """Counts what has a price: groups that name their instance."""
+    at_limit: Literal["tell", "refuse", "pause"] = "refuse"
+    """refuse: no new jobs. pause: running trainings stop at a saved step too, until there is more. Serving goes on."""
+
+
 class Budgets(Part):
     max_gpus: int | None = Field(default=None, ge=1)
     """The namespace never holds more accelerators than this: a quota."""
     gpu_hours_per_month: int | None = Field(default=None, ge=1)
     """An alert at 80 % and at 100 % of it, over the last 30 days."""
+    teams: dict[Name, Budget] = Field(default_factory=dict)
+    projects: dict[Name, Budget] = Field(default_factory=dict)
 
 
 class WasteRules(Part):

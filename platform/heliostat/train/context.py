@@ -71,7 +71,6 @@ class RunSpec:
     group: str
     tags: dict[str, str]
     reclaims: Reclaims = field(default_factory=Reclaims)  # of the group's nodes, as counted when the driver began
-    owner: dict[str, str] = field(default_factory=dict)  # job and user, for the meter
     gpus: float = 1.0  # that a worker holds
 
 
@@ -413,7 +412,10 @@ class TrainContext:
         """Every rank says when it held its node's GPU: the meter needs it."""
         node = os.environ.get("HELIOSTAT_NODE_ID", "")
         about = {"run": self.spec.run, "rank": self.rank, "node": node, "attempt": self._seat.attempt}
-        about |= {"gpus": self.spec.gpus, **self.spec.owner}
+        about["gpus"] = self.spec.gpus
+        if keeper := os.environ.get("HELIOSTAT_KEEPER"):
+            fields |= {"keeper": keeper}
+            about["gpus"] = float(os.environ.get("HELIOSTAT_KEEPER_GPUS", 1))
         self._spool.emit(kind, **about, **self.spec.tags, **fields)
 
     def _emit(self, kind: str, **fields: Any) -> None:

@@ -65,6 +65,7 @@ class _Place:
     answer: Any  # Any: the reference to its first answer
     asked_at: float
     group: str
+    asked_wall: float  # the same, since the epoch
     about: About | None = None
     line: socket.socket | None = None  # open as long as its process lives
     deadline: float | None = None  # of its node, since the epoch; None without a notice
@@ -126,7 +127,9 @@ class Gang:
         on_progress: Callable[[dict[str, float]], None] = lambda _: None,
         chooser: Chooser | None = None,
         curve: Curve | None = None,
+        pause: Callable[[], str] = lambda: "",
     ) -> None:
+        self._pause = pause  # why it is to pause; "" while it is not
         self._spec, self._gang, self._order, self._store, self._spool = spec, gang, order, store, spool
         self._on_progress = on_progress
         self._chooser = chooser
@@ -183,6 +186,7 @@ class Gang:
     def run(self) -> str:
         """Until it is done. Returns "" or, where the training function is wrong, its traceback."""
         fruitless, best = 0, -1.0
+        self._emit("gang_started")  # what an earlier driver of this run held is free
         self._reins.start()
         try:
             while True:
@@ -200,16 +204,30 @@ class Gang:
                     )
         finally:
             self._reins.stop()
-            for place in self._places:
-                _kill(place)
+            for place in list(self._places):
+                self._remove(place)
 
     # --- the keepers --------------------------------------------------------------------------------------------------
+
+    def _wait_while_paused(self) -> None:
+        """Without a node: what was trained is in the store."""
+        if not (reason := self._pause()):
+            return
+        _say(f"paused: {reason}")
+        self._emit("run_paused", reason=reason)
+        for place in list(self._places):
+            self._remove(place)
+        while self._pause():
+            time.sleep(1)
+        _say("going on")
+        self._emit("run_unpaused")
 
     def _gather(self) -> list[_Place]:
         """Wait for the keepers of the next attempt: all of them, or after some patience the lowest number at least."""
         begun = told = time.monotonic()
         patience = PATIENCE_S if self.spans else FIRST_PATIENCE_S
         while True:
+            self._wait_while_paused()
             self._look()
             group = self._group
             self._choose()
@@ -301,7 +319,7 @@ class Gang:
             )
             .remote()
         )
-        self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group))
+        self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group, time.time()))
 
     def _consider_fallback(self) -> None:
         """Go to the fallback where the own group's market refuses. It is left once the own group has all."""
@@ -363,7 +381,12 @@ class Gang:
                     place.about = ray.get(place.answer)
                     self._warmed.add(place.about.node_id)
                     place.line = _connect(place.about)
-                    self._emit("keeper_ready", node=place.about.node_id, seconds=time.monotonic() - place.asked_at)
+                    self._emit(
+                        "keeper_ready",
+                        seconds=time.monotonic() - place.asked_at,
+                        began_at=max(place.about.began_at, place.asked_wall),
+                        **self._held(place),
+                    )
                 except ray.exceptions.RayError:
                     self._places.remove(place)
 
@@ -389,6 +412,8 @@ class Gang:
 
     def _remove(self, place: _Place) -> None:
         _kill(place)
+        if place.about is not None:
+            self._emit("keeper_ended", **self._held(place))
         self._places.remove(place)
 
     def _look(self) -> bool:
@@ -429,14 +454,21 @@ class Gang:
         self._now, self._state = attempt, "starting"
         nodes = [_node(place) for place in places]
         self._emit("attempt", number=generation, workers=len(places), nodes=nodes, group=attempt.group)
-        outcome, text = self._start(attempt, generation)
-        if outcome is None:
-            outcome, text = self._follow(attempt)
+        try:
+            outcome, text = self._start(attempt, generation)
+            if outcome is None:
+                outcome, text = self._follow(attempt)
+        except BaseException:  # the driver is told to end
+            self._emit("attempt_ended", number=generation, outcome="lost", why="the driver was stopped", keepers=[])
+            raise
         known = max([attempt.seen, *(e.progress for e in attempt.ended)], key=lambda p: p.get("step", -1.0))
         reached = known.get("step", -1.0)
         self.spans.append(_span(attempt, known, self._waited_s))
         self._now = None
-        self._emit("attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached)
+        keepers = [self._held(place) for place in self._places if place.about is not None]
+        self._emit(
+            "attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached, keepers=keepers
+        )
         if outcome in ("left", "lost"):
             _say(f"attempt {generation} ended: {text or outcome}")
         if outcome == "lost":
@@ -556,6 +588,9 @@ class Gang:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
         if attempt.leaving:
             return
+        if reason := self._pause():
+            self._leave(attempt, f"paused: {reason}")
+            return
         self._choose()
         self._fill()
         self._answers(attempt.places)
@@ -624,6 +659,10 @@ class Gang:
         for place in attempt.places:
             if place in self._places:
                 place.actor.stop.remote(attempt.name)
+
+    def _held(self, place: _Place) -> dict[str, Any]:
+        """What a keeper holds, for the meter."""
+        return {"node": _node(place), "keeper": place.about.name if place.about else "", "gpus": self._gang.gpus}
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(kind, run=self._spec.run, **self._spec.tags, **fields)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from heliostat.allowance import pause_reason
 from heliostat.commit import Manifest, read_file, read_manifest
 from heliostat.errors import JobFailed, UsageError
 from heliostat.events import Spool
@@ -99,7 +103,13 @@ def run(
     if done is not None:
         return done
     group = group or os.environ.get(GROUP) or "train"
-    spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project"), owner=_tags("job", "user"))
+    spec = RunSpec(
+        run_name,
+        checkpoint_every,
+        workers,
+        group,
+        _tags("team", "project", "job", "user"),
+    )
     gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""))
     terms = read_terms(os.environ[DEADLINE]) if os.environ.get(DEADLINE) else None
     failure = _train(train, config, spec, gang, terms, settings, store, on_progress)
@@ -142,9 +152,20 @@ def _train(
         )
     payload = cloudpickle.dumps(Order(spec, train, config))
     spool = Spool(settings.spool, f"gang-{spec.run}-{uuid.uuid4().hex[:6]}")
-    gang = Gang(spec, gang_spec, payload, store, spool, on_progress, chooser, curve_of(store, spec.run))
+    gang = Gang(
+        spec,
+        gang_spec,
+        payload,
+        store,
+        spool,
+        on_progress,
+        chooser,
+        curve_of(store, spec.run),
+        pause_reason(store, spec.tags),
+    )
     board = Board(store, spec.run, gang.progress)
     board.start()
+    _end_in_order()
     try:
         return gang.run()
     finally:
@@ -175,6 +196,12 @@ def _tell_deadline(chooser: Chooser, spool: Spool, spec: RunSpec) -> None:
         "deadline", run=spec.run, **spec.tags, spare_s=spare_s, cost_s=chooser.cost_s, on_demand_cost_s=alone_s,
         held_s=held, moves=chooser.moves,
     )  # fmt: skip
+
+
+def _end_in_order() -> None:
+    """A driver that is told to stop still says what its workers held."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
 def _say(message: str) -> None:

@@ -29,6 +29,12 @@ class About:
     node_id: str  # Ray's
     address: str
     port: int
+    began_at: float = 0.0  # when its process was made, in seconds since the epoch
+
+    @property
+    def name(self) -> str:
+        """One keeper's alone, for the meter."""
+        return f"{self.node_id[:16]}-{self.port}"
 
 
 @dataclass(frozen=True)

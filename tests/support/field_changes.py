@@ -54,6 +54,7 @@ _VOLUME = "groups.train-h100.volumes"
 _TAINT = f"{TRAIN}.taints.0"
 _APP, _JOB = "applications.intent-classifier", "jobs.nightly"
 _DUE = "jobs.intent-classifier"
+_RETRAIN = ((f"{_APP}.retrain", {"every": "2d", "dataset": "data/old.csv", "arguments": ["--seed", "0"]}),)
 _TERMS = (
     ("groups.train-own", {**_SPARE, "role": "training", "accelerator": "A100-80GB", "nodes": 1}),
     (f"{_DUE}.deadline", "8h"),
@@ -150,9 +151,9 @@ CHANGES = [
     _change("applications.*.release.max_error_rate", 0.05, place=f"{_APP}.release.max_error_rate"),
     _change("applications.*.release.max_latency_ratio", 2.0, place=f"{_APP}.release.max_latency_ratio"),
     _change("applications.*.release.max_disagreement", 0.2, place=f"{_APP}.release.max_disagreement"),
-    _change("applications.*.retrain.every", "1d", place=f"{_APP}.retrain.every"),
-    _change("applications.*.retrain.dataset", "data/new.csv", place=f"{_APP}.retrain.dataset"),
-    _change("applications.*.retrain.arguments", ["--seed", "1"], place=f"{_APP}.retrain.arguments"),
+    _change("applications.*.retrain.every", "1d", place=f"{_APP}.retrain.every", also=_RETRAIN),
+    _change("applications.*.retrain.dataset", "data/new.csv", place=f"{_APP}.retrain.dataset", also=_RETRAIN),
+    _change("applications.*.retrain.arguments", ["--seed", "1"], place=f"{_APP}.retrain.arguments", also=_RETRAIN),
     _change("jobs.*.entrypoint", "python -m train_jobs.other", place=f"{_JOB}.entrypoint"),
     _change("jobs.*.group", "train-neuron", place=f"{_JOB}.group"),
     _change("jobs.*.publishes", "other", place=f"{_JOB}.publishes"),

@@ -29,7 +29,6 @@ NOT_EMBEDDED = {
     "groups.*.memory": _MACHINE,
     "groups.*.topology": "it has no TPU slices",
     "groups.*.placement": _MACHINE,
-    "groups.*.fabric.kind": _MACHINE,
     "groups.*.fabric.interfaces": _MACHINE,
     "groups.*.fabric.resource": _MACHINE,
     "groups.*.reservation": _MACHINE,
@@ -57,7 +56,6 @@ _KUEUE = "there Kueue orders jobs, with quotas and priorities of its own"
 
 NOT_KUBERAY = {
     "jobs.*.nodes": _KUEUE,
-    "jobs.*.team": _KUEUE,
     "jobs.*.priority": _KUEUE,
     "sharing.*": _KUEUE,
     "ports.*": "every pod has an address of its own",

@@ -66,7 +66,7 @@ def test_an_elastic_gang_does_not_grow_while_others_wait_for_its_group() -> None
 
 def test_what_nobody_queued_holds_is_not_given_away() -> None:
     view = View((), (), {"by-hand": held("by-hand", 2)})
-    assert capacity(LAPTOP, view) == {"train": 1}
+    assert capacity(LAPTOP, view) == {"train": 1, "train-on-demand": 2}
 
 
 def test_the_queue_s_words_are_told_when_they_change_and_not_every_second() -> None:

@@ -300,7 +300,14 @@ class Play:
     def _submit(self, run: str | None) -> Any:
         log = self.folder / "logs"
         log.mkdir(exist_ok=True)
-        return self.platform.jobs.submit(JOB, arguments=[str(self.steps), str(log)], run=run)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return self.platform.jobs.submit(JOB, arguments=[str(self.steps), str(log)], run=run)
+            except RuntimeError:  # Ray's agent on the head is not there yet, on a busy machine
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(2)
 
     def _status(self) -> str:
         return next((row.status for row in self.platform.jobs.list() if row.job_id == self.job.job_id), "")

@@ -239,7 +239,7 @@ class Play:
         self.watch = Watch()
         self.definition = self._project()
         self.platform = sdk.up(self.definition)
-        self.begun = time.time()
+        self.begun = time.time()  # of the plan: set again once the first step is done
         self.steps = int(0.66 * self.whole_s / (STEP_S + DATA_S + 0.05))
 
     def _project(self) -> Path:
@@ -280,6 +280,9 @@ class Play:
                 (0.48, "store killed", lambda: self._kill(" mini ", up=True)),
                 (0.63, "head killed", lambda: self._kill("gcs_server", up=True, again=True)),
             ]
+        self._until(lambda: self._steps() > 0, "the first step", limit_s=150)
+        self.watch.note("first step")
+        self.begun = time.time()
         for share, what, act in sorted(plan, key=lambda step: step[0]):
             time.sleep(max(0.0, self.begun + share * self.whole_s - time.time()))
             self.watch.note(what)
@@ -297,7 +300,14 @@ class Play:
     def _submit(self, run: str | None) -> Any:
         log = self.folder / "logs"
         log.mkdir(exist_ok=True)
-        return self.platform.jobs.submit(JOB, arguments=[str(self.steps), str(log)], run=run)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return self.platform.jobs.submit(JOB, arguments=[str(self.steps), str(log)], run=run)
+            except RuntimeError:  # Ray's agent on the head is not there yet, on a busy machine
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(2)
 
     def _status(self) -> str:
         return next((row.status for row in self.platform.jobs.list() if row.job_id == self.job.job_id), "")
@@ -316,12 +326,16 @@ class Play:
         )  # fmt: skip
 
     def _reclaim(self, notice_s: float) -> None:
-        """Of a node that trains, or will: on a busy machine they come late."""
-        self._until(
-            lambda: any(node.group == "train" and node.ready_at for node in self.platform.nodes()), "a node", limit_s=90
-        )
+        """Of a node that trains: on a busy machine they come late."""
+        before = self._steps()
+        self._until(lambda: self._steps() >= before + 5, "steps of the training", limit_s=150)
         node = self.platform.reclaim("train", notice_s=notice_s)
         self.watch.note(f"  {node.node_id} is gone")
+
+    def _steps(self) -> int:
+        """Completed ones, by the job's own log."""
+        lines = read_log(self.folder / "logs" / "training.jsonl")
+        return sum(line["what"] == "step" and line["rank"] == 0 for line in lines)
 
     def _kill(self, what: str, *, up: bool = False, again: bool = False) -> None:
         record = embedded.read_record(NAME)

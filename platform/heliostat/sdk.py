@@ -10,7 +10,7 @@ platform.jobs.wait(job)
 from __future__ import annotations
 
 import getpass
-import html
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from heliostat.cluster.nodes import NodeRecord, read_nodes, set_capacity
 from heliostat.commit import Moved
 from heliostat.definition import Application, ClusterDefinition
 from heliostat.definition import load as load_definition
-from heliostat.errors import ClusterNotUp, JobError, JobFailed, UnknownModel, UsageError
+from heliostat.errors import ClusterNotUp, JobError, JobFailed, SettingsError, UnknownModel, UsageError
 from heliostat.events import Event, read_events
 from heliostat.flow import Flow
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
@@ -69,8 +69,9 @@ from heliostat.serve import desired
 from heliostat.serve.client import AppStatus, ServeClient
 from heliostat.serve.fit import declared_limit
 from heliostat.serve.reports import ReplicaReport, living, read_reports
-from heliostat.settings import Settings, load
+from heliostat.settings import Settings, by_address, load
 from heliostat.store import Store
+from heliostat.tables import Rows, table
 from heliostat.train import queue as job_queue
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
@@ -98,6 +99,27 @@ class PlatformStatus:
     processes: int
     nodes: tuple[NodeRecord, ...]  # living worker nodes
     apps: tuple[AppStatus, ...]
+
+    def _repr_html_(self) -> str:
+        """Three tables, for notebooks."""
+        about = table(
+            ("cluster", "up", "dashboard", "applications", "processes"),
+            [(self.cluster, "yes" if self.up else "no", self.dashboard_url, self.serve_url, self.processes)],
+        )
+        nodes = table(
+            ("node", "group", "role", "market", "GPUs", "state"),
+            [
+                (n.node_id, n.group, n.role, n.market, n.gpus, "ready" if n.ray_node_id else "starting")
+                for n in self.nodes
+            ],
+            caption="worker nodes",
+        )
+        apps = table(
+            ("application", "state", "replicas", "message"),
+            [(a.name, a.status, a.replicas, a.message) for a in self.apps],
+            caption="applications",
+        )
+        return about + (nodes if self.nodes else "") + (apps if self.apps else "")
 
 
 @dataclass(frozen=True)
@@ -129,6 +151,38 @@ class ReleaseStatus:
     verdict: Verdict | None  # the last one on the version on trial, or in production
     replicas: tuple[ReplicaReport, ...]
 
+    def __repr__(self) -> str:
+        record = self.release
+        if record is None:
+            return f"ReleaseStatus({self.app!r}, nothing was released yet)"
+        trial = "" if record.candidate is None else f", on trial=v{record.candidate}"
+        stable = "none" if record.stable is None else f"v{record.stable}"
+        return f"ReleaseStatus({self.app!r}, {record.state}, production={stable}{trial}, replicas={len(self.replicas)})"
+
+    def _repr_html_(self) -> str:
+        """The history and the replicas, for notebooks."""
+        history = table(
+            ("at", "who", "state", "from", "to", "why"),
+            [
+                (
+                    f"{datetime.fromtimestamp(e.at, UTC):%H:%M:%S}",
+                    e.who,
+                    e.state,
+                    None if e.from_version is None else version_name(e.from_version),
+                    None if e.to_version is None else version_name(e.to_version),
+                    e.why,
+                )
+                for e in (self.release.history if self.release else ())
+            ],
+            caption=f"releases of {self.app}",
+        )
+        replicas = table(
+            ("replica", "node", "version", "digest", "requests"),
+            [(r.replica, r.node, version_name(r.version), r.digest[:19], r.requests) for r in self.replicas],
+            caption="living replicas",
+        )
+        return history + (replicas if self.replicas else "")
+
 
 def up(definition: Path, *, name: str | None = None, progress: Progress = lambda _: None) -> Platform:
     """Start the embedded cluster of a definition, under another name if one is given, so that two can stand side by
@@ -147,12 +201,41 @@ class Platform:
         self.settings = settings
 
     @classmethod
-    def connect(cls, cluster: str | None = None) -> Platform:
-        """The current cluster, or the named one. Raises SettingsError when there is none."""
-        return cls(load(cluster))
+    def connect(cls, cluster: str | None = None, *, address: str | None = None, token: str | None = None) -> Platform:
+        """The current cluster, or the named one; within a job the one that it runs on.
+
+        With `address` (http://HOST:8265), or where there are no settings and RAY_ADDRESS is one, over the dashboard's
+        port alone, with the token that Ray would use: jobs, applications and status then; what needs the store or the
+        definition raises SettingsError. Raises SettingsError where no cluster is found.
+        """
+        if cluster is not None and address is not None:
+            raise UsageError("both a cluster and an address were given", do="give one of them")
+        if address is not None:
+            return Remote(by_address(address, token))
+        if token is not None:
+            raise UsageError("a token was given without an address", do='write address="http://HOST:8265" too')
+        try:
+            return cls(load(cluster))
+        except SettingsError:
+            found = os.environ.get("RAY_ADDRESS", "")
+            if cluster is not None or not found.startswith(("http://", "https://")):
+                raise
+            return Remote(by_address(found))
 
     def __repr__(self) -> str:
         return f"Platform(cluster={self.settings.cluster!r}, dashboard={self.settings.dashboard_url!r})"
+
+    def _repr_html_(self) -> str:
+        """What it is, for notebooks; nothing is asked of the cluster."""
+        return table(
+            ("cluster", "dashboard", "applications"),
+            [(self.settings.cluster, self.settings.dashboard_url, self.settings.serve_url)],
+        )
+
+    @property
+    def has_store(self) -> bool:
+        """Whether the store can be reached from here: not over the dashboard's port alone."""
+        return True
 
     @cached_property
     def store(self) -> Store:
@@ -196,7 +279,7 @@ class Platform:
     def nodes(self) -> list[NodeRecord]:
         """The living worker nodes."""
         folder = self.settings.state_dir
-        return [] if folder is None else [node for node in read_nodes(folder) if node.ended_at is None]
+        return Rows([] if folder is None else [node for node in read_nodes(folder) if node.ended_at is None])
 
     def reclaim(self, group: str, *, notice_s: float, progress: Progress = lambda _: None) -> NodeRecord:
         return reclaim.reclaim(self.settings, group, notice_s=notice_s, progress=progress)
@@ -318,9 +401,53 @@ class Platform:
         return len(embedded.down(self.settings.cluster))
 
 
+class Remote(Platform):
+    """A cluster of which no more is known than the dashboard's address; `Platform.connect(address=...)` makes it."""
+
+    def __repr__(self) -> str:
+        return f"Platform(address={self.settings.dashboard_url!r})"
+
+    @property
+    def has_store(self) -> bool:
+        return False
+
+    @property
+    def store(self) -> Store:  # type: ignore[override]  # what is cached there never comes to be here
+        raise self._not_known("the store")
+
+    @property
+    def definition(self) -> ClusterDefinition:  # type: ignore[override]
+        raise self._not_known("the definition")
+
+    def status(self) -> PlatformStatus:
+        """Jobs and applications are asked; nodes and processes are not told there."""
+        url = self.settings.dashboard_url
+        apps = tuple(ServeClient(self.settings).statuses().values())
+        jobs_api.list_jobs(self.settings)  # raises where the token is refused
+        return PlatformStatus(self.settings.cluster, True, url, self.settings.serve_url, 0, (), apps)
+
+    def _not_known(self, what: str) -> SettingsError:
+        return SettingsError(
+            f"{what} of this cluster is not known here: it was reached by its dashboard's port alone",
+            where=self.settings.dashboard_url,
+            do="point HELIOSTAT_SETTINGS at its settings file, or submit with `ray job submit`",
+        )
+
+
 class Jobs:
+    """Training jobs: `platform.jobs.submit("intent-classifier")`."""
+
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+
+    def __iter__(self) -> Iterator[JobRow]:
+        return iter(self.list())
+
+    def __repr__(self) -> str:
+        return f"Jobs(of {self._platform.settings.cluster!r})"
+
+    def _repr_html_(self) -> str:
+        return self.list()._repr_html_()
 
     def submit(self, name: str, *, arguments: Sequence[str] = (), run: str | None = None) -> SubmittedJob:
         """Put a job of the definition into the queue; the controller starts it when it is its turn.
@@ -334,11 +461,14 @@ class Jobs:
         living = {row.job_id: row.run for row in self.list() if row.status not in jobs_api.FINISHED}
         return job_queue.enqueue(self._platform.store, job, living=living)
 
-    def list(self) -> list[JobRow]:
-        """Those that Ray knows, oldest first, then those in the queue."""
+    def list(self) -> Rows[JobRow]:
+        """Those that Ray knows, oldest first, then those in the queue. In notebooks it is a table."""
         known = jobs_api.list_jobs(self._platform.settings)
         ids = {row.job_id for row in known}
-        return known + [row for row in job_queue.queue_rows(self._platform.store) if row.job_id not in ids]
+        return Rows([*known, *(row for row in self._queue() if row.job_id not in ids)])
+
+    def _queue(self) -> Sequence[JobRow]:
+        return job_queue.queue_rows(self._platform.store) if self._platform.has_store else ()
 
     def logs(self, job_id: str) -> str:
         if (waits := self._queued(job_id)) is not None:
@@ -353,7 +483,7 @@ class Jobs:
 
     def _queued(self, job_id: str) -> str | None:
         """Why it waits in the queue; None where it does not."""
-        return next((row.why for row in job_queue.queue_rows(self._platform.store) if row.job_id == job_id), None)
+        return next((row.why for row in self._queue() if row.job_id == job_id), None)
 
     def wait(self, job: SubmittedJob, *, limit_s: float = 3600, on_status: Progress = lambda _: None) -> TrainedModel:
         """Until the job has succeeded; then what it trained. Raises JobFailed."""
@@ -396,6 +526,14 @@ class Models:
 
     def __repr__(self) -> str:
         return f"Models({', '.join(self.list())})"
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        rows = [
+            (model.name, len(model.versions), ", ".join(f"{alias} v{v}" for alias, v in model.aliases.items()))
+            for model in self
+        ]
+        return table(("model", "versions", "aliases"), rows) if rows else "<i>none</i>"
 
     def list(self) -> list[str]:
         return list_models(self._store)
@@ -549,31 +687,34 @@ class Model:
         at: dict[int, list[str]] = {}
         for alias, version in self.aliases.items():
             at.setdefault(version, []).append(alias)
-        rows = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{html.escape(cell)}</td>"
-                for cell in (
-                    version_name(artifact.version),
-                    ", ".join(at.get(artifact.version, ())),
-                    f"{artifact.metadata.parameters:,}",
-                    artifact.metadata.dtype,
-                    ", ".join(f"{key} {value:.4g}" for key, value in artifact.metrics.items()),
-                    artifact.digest[:19],
-                )
+        rows = [
+            (
+                version_name(artifact.version),
+                ", ".join(at.get(artifact.version, ())),
+                artifact.metadata.parameters,
+                artifact.metadata.dtype,
+                ", ".join(f"{key} {value:.4g}" for key, value in artifact.metrics.items()),
+                artifact.digest[:19],
             )
-            + "</tr>"
             for artifact in self.versions
-        )
-        head = "".join(
-            f"<th>{title}</th>" for title in ("version", "aliases", "parameters", "dtype", "metrics", "digest")
-        )
-        return f"<table><caption>{html.escape(self.name)}</caption><tr>{head}</tr>{rows}</table>"
+        ]
+        return table(("version", "aliases", "parameters", "dtype", "metrics", "digest"), rows, caption=self.name)
 
 
 class Apps:
+    """Serving applications and their releases."""
+
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+
+    def __iter__(self) -> Iterator[AppStatus]:
+        return iter(self.list())
+
+    def __repr__(self) -> str:
+        return f"Apps(of {self._platform.settings.cluster!r})"
+
+    def _repr_html_(self) -> str:
+        return self.list()._repr_html_()
 
     def deploy(self, name: str) -> None:
         """Say that the application of the definition is wanted; the controller puts it onto the cluster."""
@@ -587,8 +728,9 @@ class Apps:
     def remove(self, name: str) -> None:
         desired.remove(self._platform.store, name)
 
-    def list(self) -> list[AppStatus]:
-        return list(ServeClient(self._platform.settings).statuses().values())
+    def list(self) -> Rows[AppStatus]:
+        """Those that Serve knows; in notebooks a table."""
+        return Rows(ServeClient(self._platform.settings).statuses().values())
 
     def replicas(self, name: str) -> Sequence[ReplicaReport]:
         """What the living replicas say they serve."""

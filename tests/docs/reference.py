@@ -19,6 +19,8 @@ import typer
 from heliostat import errors, events, sdk
 from heliostat.cli.app import app
 from heliostat.cli.examples import EXAMPLES, leaves
+from heliostat.controller.waste import event_of
+from heliostat.meter import waste
 from heliostat.serve import metrics
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +120,19 @@ def emitted() -> dict[str, set[str]]:
             ]
             if kinds:
                 found[kinds[0]] |= {word.arg for word in call.keywords if word.arg}
+            if any(ast.unparse(entry).startswith("f'waste_") for entry in call.args):
+                for phase in get_args(waste.Phase):
+                    found[f"waste_{phase}"] |= keys_of(event_of)
     return found
+
+
+def keys_of(make: Any) -> set[str]:
+    """The keys of the dict that a function writes out."""
+    tree = ast.walk(ast.parse(inspect.getsource(make)))
+    return {
+        str(key.value) for each in tree if isinstance(each, ast.Dict) for key in each.keys
+        if isinstance(key, ast.Constant)
+    }  # fmt: skip
 
 
 def metric_page() -> str:

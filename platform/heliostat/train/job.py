@@ -137,5 +137,19 @@ def _say(message: str) -> None:
 
 
 def _tags() -> dict[str, str]:
-    given = {key: os.environ.get(f"HELIOSTAT_{key.upper()}") for key in ("team", "project")}
+    """Whose the run is: by the metadata of `ray job submit`, else by the queue's or the cluster's environment.
+
+    Metadata is what somebody declared; whoever has the token may write any team there.
+    """
+    declared = _metadata()
+    given = {key: declared.get(key) or os.environ.get(f"HELIOSTAT_{key.upper()}") for key in ("team", "project")}
     return {key: value for key, value in given.items() if value}
+
+
+def _metadata() -> dict[str, str]:
+    """Of the job that this driver belongs to; Ray tells it there."""
+    try:
+        found = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata") or {}
+    except (ValueError, AttributeError):
+        return {}
+    return {str(key): str(value)[:63] for key, value in found.items()}

@@ -61,6 +61,22 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "chaos capacity": ("chaos capacity train 0", "chaos capacity train all"),
 }
 
+KUBERNETES = frozenset({"diff", "apply"})
+"""Commands that ask a Kubernetes API server."""
+ALONE = frozenset(
+    {
+        "up", "use", "doctor", "check", "simulate", "plan need", "plan serve", "plan train", "plan pack", "plan quota",
+        "plan refresh", "plan size", "render", "schema", "preview", "job rehearse",
+    }
+)  # fmt: skip
+"""Commands that need no cluster; the others end with 1 where there is none, and say how to get one."""
+EXIT_CODES = {
+    "check": "0 notes at most, 3 warnings, 4 errors, 2 unreadable",
+    "doctor": "0 nothing is broken, 1 something is",
+    "plan quota": "0 enough, 1 one is short, 2 wrong input",
+}
+"""Of the commands whose code says more than 0 done, 1 it failed, 2 the input was wrong."""
+
 
 def attach(command: Any, path: str = "") -> Any:  # Any: typer carries its own copy of click's classes
     """The command with the examples as epilogs, all the way down."""

@@ -89,7 +89,7 @@ def run(
     if done is not None:
         return done
     group = group or os.environ.get(GROUP) or "train"
-    spec = RunSpec(run_name, checkpoint_every, workers, group, _tags())
+    spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project"))
     gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""))
     failure = _train(train, config, spec, gang, settings, store, on_progress)
     if failure:
@@ -136,13 +136,13 @@ def _say(message: str) -> None:
     print(f"heliostat: {message}", flush=True)  # noqa: T201  # the job's log is its standard output
 
 
-def _tags() -> dict[str, str]:
+def _tags(*names: str) -> dict[str, str]:
     """Whose the run is: by the metadata of `ray job submit`, else by the queue's or the cluster's environment.
 
     Metadata is what somebody declared; whoever has the token may write any team there.
     """
     declared = _metadata()
-    given = {key: declared.get(key) or os.environ.get(f"HELIOSTAT_{key.upper()}") for key in ("team", "project")}
+    given = {name: declared.get(name) or os.environ.get(f"HELIOSTAT_{name.upper()}") for name in names}
     return {key: value for key, value in given.items() if value}
 
 

@@ -412,11 +412,11 @@ class Remote(Platform):
         return False
 
     @property
-    def store(self) -> Store:  # type: ignore[override]  # what is cached there never comes to be here
+    def store(self) -> Store:
         raise self._not_known("the store")
 
     @property
-    def definition(self) -> ClusterDefinition:  # type: ignore[override]
+    def definition(self) -> ClusterDefinition:
         raise self._not_known("the definition")
 
     def status(self) -> PlatformStatus:

@@ -80,7 +80,11 @@ def execute(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     client = nbclient.NotebookClient(
         notebook, timeout=LIMIT_S, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     )
-    client.execute()
+    try:
+        client.execute()
+    finally:
+        if folder := os.environ.get("NOTEBOOKS_OUT"):  # for whoever wants to look at what was drawn
+            nbformat.write(notebook, Path(folder) / path.name)
     return notebook
 
 

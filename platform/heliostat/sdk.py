@@ -92,6 +92,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PlatformStatus:
+    """What runs at this moment; a table in notebooks."""
+
     cluster: str
     up: bool
     dashboard_url: str
@@ -135,6 +137,8 @@ class Idle:
 
 @dataclass(frozen=True)
 class Released:
+    """A release that is done: what was judged, and who serves it now."""
+
     artifact: Artifact
     verdict: Verdict
     alias: Alias
@@ -263,6 +267,7 @@ class Platform:
         return Apps(self)
 
     def status(self) -> PlatformStatus:
+        """Nodes, applications, processes, addresses. Raises ClusterNotUp where there was never a cluster."""
         state = embedded.status(self.settings.cluster)
         up = state.record.phase == "up" and state.head_alive
         apps = tuple(ServeClient(self.settings).statuses().values()) if up else ()
@@ -282,6 +287,7 @@ class Platform:
         return Rows([] if folder is None else [node for node in read_nodes(folder) if node.ended_at is None])
 
     def reclaim(self, group: str, *, notice_s: float, progress: Progress = lambda _: None) -> NodeRecord:
+        """Take one spot node of the group away for real: notice, then SIGKILL. Embedded clusters only."""
         return reclaim.reclaim(self.settings, group, notice_s=notice_s, progress=progress)
 
     def limit_capacity(self, group: str, nodes: int | None) -> None:
@@ -303,9 +309,11 @@ class Platform:
         return replace(found, works=found.works + works)
 
     def events(self) -> list[Event]:
+        """Every event in the store, by time."""
         return read_events(self.store)
 
     def cost(self) -> tuple[list[GroupUse], list[StepCount]]:
+        """GPU-seconds of each group by nodes' lives, and steps of each run; `cost_report` has the full ledger."""
         events = self.events()
         return reckon(events, now=time.time()), count_steps(events)
 
@@ -420,7 +428,7 @@ class Remote(Platform):
         raise self._not_known("the definition")
 
     def status(self) -> PlatformStatus:
-        """Jobs and applications are asked; nodes and processes are not told there."""
+        """Jobs and applications are asked; nodes and processes are not told there. Raises ClusterNotUp."""
         url = self.settings.dashboard_url
         apps = tuple(ServeClient(self.settings).statuses().values())
         jobs_api.list_jobs(self.settings)  # raises where the token is refused
@@ -471,11 +479,13 @@ class Jobs:
         return job_queue.queue_rows(self._platform.store) if self._platform.has_store else ()
 
     def logs(self, job_id: str) -> str:
+        """What the job has printed. Raises JobError for one that waits in the queue, or is not known."""
         if (waits := self._queued(job_id)) is not None:
             raise JobError(f"job {job_id} has not started: {waits}", do="heliostat job list")
         return jobs_api.logs(self._platform.settings, job_id)
 
     def stop(self, job_id: str) -> None:
+        """Stop it, or take it out of the queue; submitting its run again resumes from the newest checkpoint."""
         if self._queued(job_id) is not None:
             job_queue.remove(self._platform.store, job_id)
             return
@@ -536,6 +546,7 @@ class Models:
         return table(("model", "versions", "aliases"), rows) if rows else "<i>none</i>"
 
     def list(self) -> list[str]:
+        """The names of all models."""
         return list_models(self._store)
 
     def versions(self, name: str) -> Sequence[Artifact]:
@@ -579,9 +590,11 @@ class Models:
         return publish(self._store, name=name, files=dict(files), metadata=metadata, read=moved, sent=moved)
 
     def publish(self, trained: TrainedModel, *, name: str) -> Artifact:
+        """What a run trained as the model's next version; the same files again are the same version."""
         return flow.publish_trained(self._store, trained, name=name)
 
     def alias(self, name: str, alias: str = PRODUCTION) -> Alias | None:
+        """Where it points, with its history; None where it does not exist."""
         return get_alias(self._store, name, alias)
 
     def must_get_alias(self, name: str, alias: str) -> Alias:
@@ -589,6 +602,7 @@ class Models:
         return must_get_alias(self._store, name, alias)
 
     def aliases(self, name: str) -> Sequence[Alias]:
+        """All of the model's."""
         return list_aliases(self._store, name)
 
     def move_alias(
@@ -726,6 +740,7 @@ class Apps:
         )
 
     def remove(self, name: str) -> None:
+        """Say that it is no longer wanted; the controller takes it off the cluster."""
         desired.remove(self._platform.store, name)
 
     def list(self) -> Rows[AppStatus]:
@@ -737,12 +752,14 @@ class Apps:
         return living(read_reports(self._platform.store, name), time.time())
 
     def url(self, name: str) -> str:
+        """Where it answers. Raises UsageError for one that the definition has not."""
         return (
             self._platform.settings.serve_url
             + _known(self._platform.definition.applications, name, "application").route
         )
 
     def judge(self, name: str, artifact: Artifact) -> Verdict:
+        """By the application's gate, against the version in production; nothing is moved."""
         spec = _known(self._platform.definition.applications, name, "application")
         return flow.judge_candidate(self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec))
 

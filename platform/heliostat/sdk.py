@@ -27,7 +27,7 @@ from heliostat.cluster.nodes import NodeRecord, read_nodes, set_capacity
 from heliostat.commit import Moved
 from heliostat.definition import Application, ClusterDefinition
 from heliostat.definition import load as load_definition
-from heliostat.errors import ClusterNotUp, JobError, JobFailed, SettingsError, UnknownModel, UsageError
+from heliostat.errors import AppNotReady, ClusterNotUp, JobError, JobFailed, SettingsError, UnknownModel, UsageError
 from heliostat.events import Event, read_events
 from heliostat.flow import Flow
 from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
@@ -738,6 +738,18 @@ class Apps:
         desired.deploy(
             self._platform.store, self._platform.settings, name, spec, groups=groups, vram_bytes=self._vram_limit(spec)
         )
+
+    def wait_deployed(self, name: str, *, limit_s: float = 90) -> AppStatus:
+        """Until Serve knows the application and its route, with or without replicas. Raises AppNotReady."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            found = next((app for app in self.list() if app.name == name), None)
+            if found is not None and found.status == "RUNNING":
+                return found
+            said = "Serve does not know it yet" if found is None else f"{found.status} {found.message}".strip()
+            if time.monotonic() > deadline or (found is not None and found.status == "DEPLOY_FAILED"):
+                raise AppNotReady(f"application {name!r} is not there: {said}", do=f"heliostat why {name}")
+            time.sleep(0.3)
 
     def remove(self, name: str) -> None:
         """Say that it is no longer wanted; the controller takes it off the cluster."""

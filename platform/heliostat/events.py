@@ -61,6 +61,20 @@ KINDS = {
     "checkpoint_stall": "A step waited for a checkpoint.",
     "checkpoint_trouble": "The store does not take a checkpoint; the training goes on and tries again.",
     "goodput": "Where the GPU-seconds of a finished run went.",
+    "job_admitted": "A job has left the queue; how long it waited.",
+    "job_asked_to_leave": "A job of a team above its share is asked to save and give its nodes back.",
+    "job_returns": "It may have its nodes again.",
+    "job_lost": "Ray knows nothing of a job that was started; its run can be submitted again.",
+    "peak_bound": "A training is bound to fewer nodes while serving has its peak; none: the bound is lifted.",
+    "market_dry": "A group's market has no machines; its fallback takes over.",
+    "fallback_began": "A node is asked for from a group's fallback.",
+    "fallback_ended": "The group's own market has machines again.",
+    "node_sick": "A node is taken out of use, and by what evidence.",
+    "release": "A release has taken a step: proposed, shadow, canary, live or rolled_back.",
+    "waste_found": "What is held does no useful work, for longer than the definition allows.",
+    "waste_warned": "It will be ended, and when.",
+    "waste_acted": "It was scaled to zero or ended; with dry_run it would have been.",
+    "waste_ended": "It works again, or is gone.",
 }
 """Every kind that the package emits, and what happened. The reference is made from it."""
 

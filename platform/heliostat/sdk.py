@@ -10,7 +10,7 @@ platform.jobs.wait(job)
 from __future__ import annotations
 
 import getpass
-import html
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +31,16 @@ from heliostat.cluster.nodes import NodeRecord, read_nodes, set_capacity
 from heliostat.commit import Moved
 from heliostat.definition import Application, Budget, ClusterDefinition
 from heliostat.definition import load as load_definition
-from heliostat.errors import BudgetSpent, ClusterNotUp, JobError, JobFailed, UnknownModel, UsageError
+from heliostat.errors import (
+    AppNotReady,
+    BudgetSpent,
+    ClusterNotUp,
+    JobError,
+    JobFailed,
+    SettingsError,
+    UnknownModel,
+    UsageError,
+)
 from heliostat.events import Event, read_events
 from heliostat.flow import Flow
 from heliostat.names import check_name, check_segment, version_name
@@ -72,8 +81,9 @@ from heliostat.serve import desired
 from heliostat.serve.client import AppStatus, ServeClient
 from heliostat.serve.fit import declared_limit
 from heliostat.serve.reports import ReplicaReport, living, read_reports
-from heliostat.settings import Settings, load
+from heliostat.settings import Settings, by_address, load
 from heliostat.store import Store
+from heliostat.tables import Rows, table
 from heliostat.train import queue as job_queue
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
@@ -106,6 +116,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PlatformStatus:
+    """What runs at this moment; a table in notebooks."""
+
     cluster: str
     up: bool
     dashboard_url: str
@@ -113,6 +125,27 @@ class PlatformStatus:
     processes: int
     nodes: tuple[NodeRecord, ...]  # living worker nodes
     apps: tuple[AppStatus, ...]
+
+    def _repr_html_(self) -> str:
+        """Three tables, for notebooks."""
+        about = table(
+            ("cluster", "up", "dashboard", "applications", "processes"),
+            [(self.cluster, "yes" if self.up else "no", self.dashboard_url, self.serve_url, self.processes)],
+        )
+        nodes = table(
+            ("node", "group", "role", "market", "GPUs", "state"),
+            [
+                (n.node_id, n.group, n.role, n.market, n.gpus, "ready" if n.ray_node_id else "starting")
+                for n in self.nodes
+            ],
+            caption="worker nodes",
+        )
+        apps = table(
+            ("application", "state", "replicas", "message"),
+            [(a.name, a.status, a.replicas, a.message) for a in self.apps],
+            caption="applications",
+        )
+        return about + (nodes if self.nodes else "") + (apps if self.apps else "")
 
 
 @dataclass(frozen=True)
@@ -128,6 +161,8 @@ class Idle:
 
 @dataclass(frozen=True)
 class Released:
+    """A release that is done: what was judged, and who serves it now."""
+
     artifact: Artifact
     verdict: Verdict
     alias: Alias
@@ -143,6 +178,38 @@ class ReleaseStatus:
     release: Release | None
     verdict: Verdict | None  # the last one on the version on trial, or in production
     replicas: tuple[ReplicaReport, ...]
+
+    def __repr__(self) -> str:
+        record = self.release
+        if record is None:
+            return f"ReleaseStatus({self.app!r}, nothing was released yet)"
+        trial = "" if record.candidate is None else f", on trial=v{record.candidate}"
+        stable = "none" if record.stable is None else f"v{record.stable}"
+        return f"ReleaseStatus({self.app!r}, {record.state}, production={stable}{trial}, replicas={len(self.replicas)})"
+
+    def _repr_html_(self) -> str:
+        """The history and the replicas, for notebooks."""
+        history = table(
+            ("at", "who", "state", "from", "to", "why"),
+            [
+                (
+                    f"{datetime.fromtimestamp(e.at, UTC):%H:%M:%S}",
+                    e.who,
+                    e.state,
+                    None if e.from_version is None else version_name(e.from_version),
+                    None if e.to_version is None else version_name(e.to_version),
+                    e.why,
+                )
+                for e in (self.release.history if self.release else ())
+            ],
+            caption=f"releases of {self.app}",
+        )
+        replicas = table(
+            ("replica", "node", "version", "digest", "requests"),
+            [(r.replica, r.node, version_name(r.version), r.digest[:19], r.requests) for r in self.replicas],
+            caption="living replicas",
+        )
+        return history + (replicas if self.replicas else "")
 
 
 def up(definition: Path, *, name: str | None = None, progress: Progress = lambda _: None) -> Platform:
@@ -166,12 +233,41 @@ class Platform:
         self.settings = settings
 
     @classmethod
-    def connect(cls, cluster: str | None = None) -> Platform:
-        """The current cluster, or the named one. Raises SettingsError when there is none."""
-        return cls(load(cluster))
+    def connect(cls, cluster: str | None = None, *, address: str | None = None, token: str | None = None) -> Platform:
+        """The current cluster, or the named one; within a job the one that it runs on.
+
+        With `address` (http://HOST:8265), or where there are no settings and RAY_ADDRESS is one, over the dashboard's
+        port alone, with the token that Ray would use: jobs, applications and status then; what needs the store or the
+        definition raises SettingsError. Raises SettingsError where no cluster is found.
+        """
+        if cluster is not None and address is not None:
+            raise UsageError("both a cluster and an address were given", do="give one of them")
+        if address is not None:
+            return Remote(by_address(address, token))
+        if token is not None:
+            raise UsageError("a token was given without an address", do='write address="http://HOST:8265" too')
+        try:
+            return cls(load(cluster))
+        except SettingsError:
+            found = os.environ.get("RAY_ADDRESS", "")
+            if cluster is not None or not found.startswith(("http://", "https://")):
+                raise
+            return Remote(by_address(found))
 
     def __repr__(self) -> str:
         return f"Platform(cluster={self.settings.cluster!r}, dashboard={self.settings.dashboard_url!r})"
+
+    def _repr_html_(self) -> str:
+        """What it is, for notebooks; nothing is asked of the cluster."""
+        return table(
+            ("cluster", "dashboard", "applications"),
+            [(self.settings.cluster, self.settings.dashboard_url, self.settings.serve_url)],
+        )
+
+    @property
+    def has_store(self) -> bool:
+        """Whether the store can be reached from here: not over the dashboard's port alone."""
+        return True
 
     @cached_property
     def store(self) -> Store:
@@ -199,6 +295,7 @@ class Platform:
         return Apps(self)
 
     def status(self) -> PlatformStatus:
+        """Nodes, applications, processes, addresses. Raises ClusterNotUp where there was never a cluster."""
         state = embedded.status(self.settings.cluster)
         up = state.record.phase == "up" and state.head_alive
         apps = tuple(ServeClient(self.settings).statuses().values()) if up else ()
@@ -215,9 +312,10 @@ class Platform:
     def nodes(self) -> list[NodeRecord]:
         """The living worker nodes."""
         folder = self.settings.state_dir
-        return [] if folder is None else [node for node in read_nodes(folder) if node.ended_at is None]
+        return Rows([] if folder is None else [node for node in read_nodes(folder) if node.ended_at is None])
 
     def reclaim(self, group: str, *, notice_s: float, progress: Progress = lambda _: None) -> NodeRecord:
+        """Take one spot node of the group away for real: notice, then SIGKILL. Embedded clusters only."""
         return reclaim.reclaim(self.settings, group, notice_s=notice_s, progress=progress)
 
     def limit_capacity(self, group: str, nodes: int | None) -> None:
@@ -239,6 +337,7 @@ class Platform:
         return replace(found, works=found.works + works)
 
     def events(self) -> list[Event]:
+        """Every event in the store, by time."""
         return read_events(self.store)
 
     def cost_report(
@@ -438,9 +537,53 @@ class Platform:
         return len(embedded.down(self.settings.cluster))
 
 
+class Remote(Platform):
+    """A cluster of which no more is known than the dashboard's address; `Platform.connect(address=...)` makes it."""
+
+    def __repr__(self) -> str:
+        return f"Platform(address={self.settings.dashboard_url!r})"
+
+    @property
+    def has_store(self) -> bool:
+        return False
+
+    @property
+    def store(self) -> Store:
+        raise self._not_known("the store")
+
+    @property
+    def definition(self) -> ClusterDefinition:
+        raise self._not_known("the definition")
+
+    def status(self) -> PlatformStatus:
+        """Jobs and applications are asked; nodes and processes are not told there. Raises ClusterNotUp."""
+        url = self.settings.dashboard_url
+        apps = tuple(ServeClient(self.settings).statuses().values())
+        jobs_api.list_jobs(self.settings)  # raises where the token is refused
+        return PlatformStatus(self.settings.cluster, True, url, self.settings.serve_url, 0, (), apps)
+
+    def _not_known(self, what: str) -> SettingsError:
+        return SettingsError(
+            f"{what} of this cluster is not known here: it was reached by its dashboard's port alone",
+            where=self.settings.dashboard_url,
+            do="point HELIOSTAT_SETTINGS at its settings file, or submit with `ray job submit`",
+        )
+
+
 class Jobs:
+    """Training jobs: `platform.jobs.submit("intent-classifier")`."""
+
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+
+    def __iter__(self) -> Iterator[JobRow]:
+        return iter(self.list())
+
+    def __repr__(self) -> str:
+        return f"Jobs(of {self._platform.settings.cluster!r})"
+
+    def _repr_html_(self) -> str:
+        return self.list()._repr_html_()
 
     def submit(self, name: str, *, arguments: Sequence[str] = (), run: str | None = None) -> SubmittedJob:
         """Put a job of the definition into the queue; the controller starts it when it is its turn.
@@ -463,11 +606,14 @@ class Jobs:
         living = {row.job_id: row.run for row in self.list() if row.status not in jobs_api.FINISHED}
         return job_queue.enqueue(self._platform.store, job, living=living)
 
-    def list(self) -> list[JobRow]:
-        """Those that Ray knows, oldest first, then those in the queue."""
+    def list(self) -> Rows[JobRow]:
+        """Those that Ray knows, oldest first, then those in the queue. In notebooks it is a table."""
         known = jobs_api.list_jobs(self._platform.settings)
         ids = {row.job_id for row in known}
-        return known + [row for row in job_queue.queue_rows(self._platform.store) if row.job_id not in ids]
+        return Rows([*known, *(row for row in self._queue() if row.job_id not in ids)])
+
+    def _queue(self) -> Sequence[JobRow]:
+        return job_queue.queue_rows(self._platform.store) if self._platform.has_store else ()
 
     def logs(self, job_id: str) -> str:
         """What the job has printed. Of a job that Ray has forgotten, with its cluster or without, what is in the store;
@@ -488,6 +634,7 @@ class Jobs:
         return read_progress(self._platform.store, check_segment(run, what="run"))
 
     def stop(self, job_id: str) -> None:
+        """Stop it, or take it out of the queue; submitting its run again resumes from the newest checkpoint."""
         if self._queued(job_id) is not None:
             job_queue.remove(self._platform.store, job_id)
             return
@@ -495,7 +642,7 @@ class Jobs:
 
     def _queued(self, job_id: str) -> str | None:
         """Why it waits in the queue; None where it does not."""
-        return next((row.why for row in job_queue.queue_rows(self._platform.store) if row.job_id == job_id), None)
+        return next((row.why for row in self._queue() if row.job_id == job_id), None)
 
     def rehearse(
         self,
@@ -558,7 +705,16 @@ class Models:
     def __repr__(self) -> str:
         return f"Models({', '.join(self.list())})"
 
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        rows = [
+            (model.name, len(model.versions), ", ".join(f"{alias} v{v}" for alias, v in model.aliases.items()))
+            for model in self
+        ]
+        return table(("model", "versions", "aliases"), rows) if rows else "<i>none</i>"
+
     def list(self) -> list[str]:
+        """The names of all models."""
         return list_models(self._store)
 
     def versions(self, name: str) -> Sequence[Artifact]:
@@ -602,9 +758,11 @@ class Models:
         return publish(self._store, name=name, files=dict(files), metadata=metadata, read=moved, sent=moved)
 
     def publish(self, trained: TrainedModel, *, name: str) -> Artifact:
+        """What a run trained as the model's next version; the same files again are the same version."""
         return flow.publish_trained(self._store, trained, name=name)
 
     def alias(self, name: str, alias: str = PRODUCTION) -> Alias | None:
+        """Where it points, with its history; None where it does not exist."""
         return get_alias(self._store, name, alias)
 
     def must_get_alias(self, name: str, alias: str) -> Alias:
@@ -612,6 +770,7 @@ class Models:
         return must_get_alias(self._store, name, alias)
 
     def aliases(self, name: str) -> Sequence[Alias]:
+        """All of the model's."""
         return list_aliases(self._store, name)
 
     def move_alias(
@@ -710,31 +869,34 @@ class Model:
         at: dict[int, list[str]] = {}
         for alias, version in self.aliases.items():
             at.setdefault(version, []).append(alias)
-        rows = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{html.escape(cell)}</td>"
-                for cell in (
-                    version_name(artifact.version),
-                    ", ".join(at.get(artifact.version, ())),
-                    f"{artifact.metadata.parameters:,}",
-                    artifact.metadata.dtype,
-                    ", ".join(f"{key} {value:.4g}" for key, value in artifact.metrics.items()),
-                    artifact.digest[:19],
-                )
+        rows = [
+            (
+                version_name(artifact.version),
+                ", ".join(at.get(artifact.version, ())),
+                artifact.metadata.parameters,
+                artifact.metadata.dtype,
+                ", ".join(f"{key} {value:.4g}" for key, value in artifact.metrics.items()),
+                artifact.digest[:19],
             )
-            + "</tr>"
             for artifact in self.versions
-        )
-        head = "".join(
-            f"<th>{title}</th>" for title in ("version", "aliases", "parameters", "dtype", "metrics", "digest")
-        )
-        return f"<table><caption>{html.escape(self.name)}</caption><tr>{head}</tr>{rows}</table>"
+        ]
+        return table(("version", "aliases", "parameters", "dtype", "metrics", "digest"), rows, caption=self.name)
 
 
 class Apps:
+    """Serving applications and their releases."""
+
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+
+    def __iter__(self) -> Iterator[AppStatus]:
+        return iter(self.list())
+
+    def __repr__(self) -> str:
+        return f"Apps(of {self._platform.settings.cluster!r})"
+
+    def _repr_html_(self) -> str:
+        return self.list()._repr_html_()
 
     def deploy(self, name: str) -> None:
         """Say that the application of the definition is wanted; the controller puts it onto the cluster."""
@@ -745,23 +907,39 @@ class Apps:
             self._platform.store, self._platform.settings, name, spec, groups=groups, vram_bytes=self._vram_limit(spec)
         )
 
+    def wait_deployed(self, name: str, *, limit_s: float = 90) -> AppStatus:
+        """Until Serve knows the application and its route, with or without replicas. Raises AppNotReady."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            found = next((app for app in self.list() if app.name == name), None)
+            if found is not None and found.status == "RUNNING":
+                return found
+            said = "Serve does not know it yet" if found is None else f"{found.status} {found.message}".strip()
+            if time.monotonic() > deadline or (found is not None and found.status == "DEPLOY_FAILED"):
+                raise AppNotReady(f"application {name!r} is not there: {said}", do=f"heliostat why {name}")
+            time.sleep(0.3)
+
     def remove(self, name: str) -> None:
+        """Say that it is no longer wanted; the controller takes it off the cluster."""
         desired.remove(self._platform.store, name)
 
-    def list(self) -> list[AppStatus]:
-        return list(ServeClient(self._platform.settings).statuses().values())
+    def list(self) -> Rows[AppStatus]:
+        """Those that Serve knows; in notebooks a table."""
+        return Rows(ServeClient(self._platform.settings).statuses().values())
 
     def replicas(self, name: str) -> Sequence[ReplicaReport]:
         """What the living replicas say they serve."""
         return living(read_reports(self._platform.store, name), time.time())
 
     def url(self, name: str) -> str:
+        """Where it answers. Raises UsageError for one that the definition has not."""
         return (
             self._platform.settings.serve_url
             + _known(self._platform.definition.applications, name, "application").route
         )
 
     def judge(self, name: str, artifact: Artifact) -> Verdict:
+        """By the application's gate, against the version in production; nothing is moved."""
         spec = _known(self._platform.definition.applications, name, "application")
         return flow.judge_candidate(self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec))
 

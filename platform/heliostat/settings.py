@@ -79,6 +79,8 @@ class Settings(_Frozen):
     gcs_address: str
     token_path: Path | None = None
     """The file with Ray's auth token."""
+    token: SecretStr | None = None
+    """The token itself, where it lies in no file."""
     serve_url: str
     api_key: SecretStr | None = None
     """What applications ask of their callers."""
@@ -94,10 +96,12 @@ class Settings(_Frozen):
 
     def token_header(self) -> dict[str, str]:
         """What the dashboard's port wants to see; {} where the cluster has no token."""
-        token = self.token_path.read_text().strip() if self.token_path else ""
+        token = self.token.get_secret_value() if self.token else ""
+        if not token and self.token_path:
+            token = self.token_path.read_text().strip()
         return {"Authorization": f"Bearer {token}"} if token else {}
 
-    @field_serializer("api_key", mode="wrap")
+    @field_serializer("api_key", "token", mode="wrap")
     def _secret(
         self, value: SecretStr | None, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> object:
@@ -147,6 +151,31 @@ def load(cluster: str | None = None) -> Settings:
     settings = _read(_find(cluster))
     store = _override(settings.store, os.environ)
     return settings if store == settings.store else settings.model_copy(update={"store": store})
+
+
+def by_address(address: str, token: str | None = None) -> Settings:
+    """What is known of a cluster by its dashboard's address alone; the store is not.
+
+    The token as Ray finds it: given, RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; none where
+    there is none. Raises UsageError for what is no address of a dashboard.
+    """
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UsageError(f"{address!r} is not the address of a dashboard", do="write http://HOST:8265")
+    token = token or os.environ.get("RAY_AUTH_TOKEN") or None
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+    if token is None and not path.is_file() and os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        raise SettingsError("there is no token", where=str(path), do="point RAY_AUTH_TOKEN_PATH at the token's file")
+    return Settings(
+        cluster=url.netloc.rpartition("@")[2],
+        dashboard_url=address.rstrip("/"),
+        gcs_address="",
+        token=None if token is None else SecretStr(token),
+        token_path=path if token is None and path.is_file() else None,
+        serve_url="",
+        store=StoreSettings(bucket="not-known-here"),
+        spool=home() / "no-spool",
+    )
 
 
 def current_cluster() -> str:

@@ -18,7 +18,9 @@ import typer
 
 from heliostat import errors, events, sdk
 from heliostat.cli.app import app
-from heliostat.cli.examples import EXAMPLES, leaves
+from heliostat.cli.examples import ALONE, EXAMPLES, EXIT_CODES, KUBERNETES, leaves
+from heliostat.controller.waste import event_of
+from heliostat.meter import waste
 from heliostat.serve import metrics
 
 ROOT = Path(__file__).parents[2]
@@ -34,12 +36,15 @@ def commands() -> str:
         MADE,
         "Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 it failed, 2 the input was wrong, "
         "130 interrupted; `check` has its own. `--debug`, before the command, shows the traceback of an error.\n",
-        "| command | what it does | `--json` |",
-        "| --- | --- | --- |",
+        "Each is tried by the tests: help and example, an unknown option, no cluster, `--json` parsed.\n",
+        "| command | what it does | needs | `--json` | exit codes |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for path, command in found:
         json = "yes" if "--json" in names(command) else ""
-        out.append(f"| [`{path}`](#heliostat-{path.replace(' ', '-')}) | {cell(first(command.help))} | {json} |")
+        link = f"[`{path}`](#heliostat-{path.replace(' ', '-')})"
+        needs = "Kubernetes" if path in KUBERNETES else "" if path in ALONE else "a cluster"
+        out.append(f"| {link} | {cell(first(command.help))} | {needs} | {json} | {EXIT_CODES.get(path, '0, 1, 2')} |")
     for path, command in found:
         out += [f"\n## heliostat {path}\n", words(command.help or ""), ""]
         out += ["```console", *(f"$ heliostat {example}" for example in EXAMPLES.get(path, ())), "```"]
@@ -118,7 +123,19 @@ def emitted() -> dict[str, set[str]]:
             ]
             if kinds:
                 found[kinds[0]] |= {word.arg for word in call.keywords if word.arg}
+            if any(ast.unparse(entry).startswith("f'waste_") for entry in call.args):
+                for phase in get_args(waste.Phase):
+                    found[f"waste_{phase}"] |= keys_of(event_of)
     return found
+
+
+def keys_of(make: Any) -> set[str]:
+    """The keys of the dict that a function writes out."""
+    tree = ast.walk(ast.parse(inspect.getsource(make)))
+    return {
+        str(key.value) for each in tree if isinstance(each, ast.Dict) for key in each.keys
+        if isinstance(key, ast.Constant)
+    }  # fmt: skip
 
 
 def metric_page() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -16,7 +15,6 @@ from heliostat.sdk import Platform
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMMANDS = typer.main.get_command(app)
 
 
@@ -89,13 +87,3 @@ def test_every_file_that_the_architecture_names_exists() -> None:
 def test_the_python_that_the_docs_show_runs(platform: Platform, page: Path) -> None:
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {})  # noqa: S102  # our own page
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_runs_and_is_kept_without_outputs(platform: Platform, notebook: Path) -> None:
-    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
-    names: dict[str, object] = {}
-    for cell in cells:
-        assert cell["outputs"] == []
-        exec(compile("".join(cell["source"]), str(notebook), "exec"), names)  # noqa: S102  # our own notebook

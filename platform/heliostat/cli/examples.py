@@ -16,7 +16,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "preview": ("preview cluster/aws.yaml cluster/aws-staging.yaml",),
     "diff": ("diff manifests",),
     "apply": ("apply manifests", "apply manifests --yes"),
-    "status": ("status", "status --json"),
+    "status": ("status", "status --json", "status --html status.html"),
+    "simulate": (
+        "simulate cluster/aws.yaml --requests diurnal --rate 40 --spot synthetic",
+        "simulate cluster/aws.yaml --requests bursty --rate 40 --against cluster/aws-staging.yaml --plot page.html",
+    ),
+    "plan need": ("plan --by friday 8xA100", "plan 16xL4 --for 365d --role serving"),
+    "plan serve": ("plan serve 7B --requests 50 --prompt 512 --output 128 --latency 10s",),
+    "plan train": ("plan train 70B --method lora --tokens 50M --deadline 3d",),
+    "plan pack": ("plan pack 20x100MB", "plan pack 20x100MB --isolation slice --on 4xA100-80GB"),
+    "plan quota": ("plan quota cluster/aws.yaml --limits limits.csv",),
+    "plan refresh": ("plan refresh --region us-east-1",),
     "plan size": ("plan size 8B --context 8192 --batch 4", "plan size ./model --train qlora --on L4"),
     "job submit": ("job submit intent-classifier --follow", "job submit intent-classifier -- --recipe v1"),
     "job list": ("job list",),
@@ -39,12 +49,33 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "app status": ("app status intent-classifier",),
     "app release": ("app release intent-classifier intent-classifier:v2 --why 'better on kitchens'",),
     "app rollback": ("app rollback intent-classifier --why 'wrong labels'",),
+    "app history": ("app history intent-classifier", "app history intent-classifier --json"),
+    "app flow": ("app flow intent-classifier --why 'new data' -- --recipe v1",),
     "key create": ("key create phone-app --team mobile",),
     "key list": ("key list",),
     "key revoke": ("key revoke phone-app",),
-    "cost report": ("cost report --by team,project", "cost report --by day --csv"),
+    "cost report": ("cost report --by team,project", "cost report --by day --csv", "cost report --html cost.html"),
+    "cost idle": ("cost idle", "cost idle --after 20m"),
+    "cost advise": ("cost advise --days 30",),
     "chaos reclaim": ("chaos reclaim train --notice 8s",),
+    "chaos capacity": ("chaos capacity train 0", "chaos capacity train all"),
 }
+
+KUBERNETES = frozenset({"diff", "apply"})
+"""Commands that ask a Kubernetes API server."""
+ALONE = frozenset(
+    {
+        "up", "use", "doctor", "check", "simulate", "plan need", "plan serve", "plan train", "plan pack", "plan quota",
+        "plan refresh", "plan size", "render", "schema", "preview", "job rehearse",
+    }
+)  # fmt: skip
+"""Commands that need no cluster; the others end with 1 where there is none, and say how to get one."""
+EXIT_CODES = {
+    "check": "0 notes at most, 3 warnings, 4 errors, 2 unreadable",
+    "doctor": "0 nothing is broken, 1 something is",
+    "plan quota": "0 enough, 1 one is short, 2 wrong input",
+}
+"""Of the commands whose code says more than 0 done, 1 it failed, 2 the input was wrong."""
 
 
 def attach(command: Any, path: str = "") -> Any:  # Any: typer carries its own copy of click's classes

@@ -24,7 +24,9 @@ def app_deploy(name: str, cluster: Cluster = None) -> None:
 
     platform = Platform.connect(cluster)
     platform.apps.deploy(name)
-    print_progress(f"{name} is wanted; it answers at {platform.apps.url(name)}")
+    print_progress(f"{name} is wanted; waiting until Serve has it")
+    platform.apps.wait_deployed(name)
+    print_progress(f"{name} answers at {platform.apps.url(name)} once a version is released")
 
 
 @apps.command("status")

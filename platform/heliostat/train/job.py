@@ -103,13 +103,7 @@ def run(
     if done is not None:
         return done
     group = group or os.environ.get(GROUP) or "train"
-    spec = RunSpec(
-        run_name,
-        checkpoint_every,
-        workers,
-        group,
-        _tags("team", "project", "job", "user"),
-    )
+    spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project", "job", "user"))
     gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""))
     terms = read_terms(os.environ[DEADLINE]) if os.environ.get(DEADLINE) else None
     failure = _train(train, config, spec, gang, terms, settings, store, on_progress)
@@ -209,5 +203,19 @@ def _say(message: str) -> None:
 
 
 def _tags(*names: str) -> dict[str, str]:
-    given = {name: os.environ.get(f"HELIOSTAT_{name.upper()}") for name in names}
+    """Whose the run is: by the metadata of `ray job submit`, else by the queue's or the cluster's environment.
+
+    Metadata is what somebody declared; whoever has the token may write any team there.
+    """
+    declared = _metadata()
+    given = {name: declared.get(name) or os.environ.get(f"HELIOSTAT_{name.upper()}") for name in names}
     return {key: value for key, value in given.items() if value}
+
+
+def _metadata() -> dict[str, str]:
+    """Of the job that this driver belongs to; Ray tells it there."""
+    try:
+        found = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata") or {}
+    except (ValueError, AttributeError):
+        return {}
+    return {str(key): str(value)[:63] for key, value in found.items()}

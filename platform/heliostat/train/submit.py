@@ -180,11 +180,8 @@ def _client(settings: Settings) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     # As a header, not through Ray's environment variables: a process that has imported Ray before no longer reads them.
-    headers = (
-        {} if settings.token_path is None else {"Authorization": f"Bearer {settings.token_path.read_text().strip()}"}
-    )
     try:
-        return JobSubmissionClient(settings.dashboard_url, headers=headers)
+        return JobSubmissionClient(settings.dashboard_url, headers=settings.token_header())
     except (ConnectionError, RuntimeError) as error:
         raise ClusterNotUp(
             f"the cluster does not answer: {error}",

@@ -29,6 +29,7 @@ SCHEMA = 1
 CLOCK_MARGIN = timedelta(hours=1)
 _OFFSET = ".shipped"  # beside a spool file: "<bytes shipped> <next segment>"
 # Of the envelope; an event's own fields may not have these names.
+_LATEST_S = 253402300799  # the end of the year 9999, after which no calendar of Python's goes
 _RESERVED = frozenset({"id", "schema", "time_s", "monotonic_s", "source", "kind"})
 
 KINDS = {
@@ -204,10 +205,19 @@ def _parse(lines: Iterable[bytes]) -> Iterator[Event]:
         try:
             record = json.loads(line)
             envelope = {key: record.pop(key) for key in _RESERVED}
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             continue  # torn by a kill
+        if not _is_sound(envelope):
+            continue  # not ours: one such line must not hide the others
         del envelope["schema"]
         yield Event(**envelope, fields=record)
+
+
+def _is_sound(envelope: dict[str, Any]) -> bool:
+    times = (envelope["time_s"], envelope["monotonic_s"])
+    return all(isinstance(envelope[key], str) for key in ("id", "source", "kind")) and all(
+        type(time_s) in (int, float) and abs(time_s) <= _LATEST_S for time_s in times
+    )
 
 
 def _record(event: Event) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import io
 import zipfile
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliostat.definition import Application
-from heliostat.errors import AppError, ObjectMissing
+from heliostat.errors import AppError, CorruptArtifact, ObjectMissing
 from heliostat.settings import Settings
 from heliostat.store import Store
 
@@ -50,6 +50,10 @@ def remove(store: Store, name: str) -> None:
 
 
 def read_desired(store: Store) -> list[DesiredApp]:
+    """Every application that is wanted, by name.
+
+    Raises CorruptArtifact for a record that cannot be read: passed over, its application would be taken down.
+    """
     found = []
     for info in store.list("apps/"):
         if info.key.endswith("/desired.json"):
@@ -57,6 +61,10 @@ def read_desired(store: Store) -> list[DesiredApp]:
                 found.append(DesiredApp.model_validate_json(store.get(info.key).data))
             except ObjectMissing:
                 continue
+            except ValidationError as error:
+                raise CorruptArtifact(
+                    "what is wanted of an application cannot be read", where=info.key, do="heliostat app deploy"
+                ) from error
     return sorted(found, key=lambda app: app.name)
 
 

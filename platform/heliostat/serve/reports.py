@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliostat.errors import ObjectMissing
 from heliostat.promote.tally import Tally
@@ -52,7 +52,7 @@ def read_reports(store: Store, app: str) -> list[ReplicaReport]:
     for info in store.list(f"apps/{app}/replicas/"):
         try:
             found.append(ReplicaReport.model_validate_json(store.get(info.key).data))
-        except ObjectMissing:  # removed since it was listed
+        except (ObjectMissing, ValidationError):  # removed since it was listed, or another release's
             continue
     return found
 

@@ -144,7 +144,15 @@ def queue_rows(store: Store) -> list[JobRow]:
     """The jobs that Ray does not know yet, with why each waits."""
     waits = read_state(store).waits
     return [
-        JobRow(job.job_id, job.run, QUEUED, job.request["entrypoint"], None, None, waits.get(job.job_id, JUST_CAME))
+        JobRow(
+            job.job_id,
+            job.run,
+            QUEUED,
+            str(job.request.get("entrypoint", "")),
+            None,
+            None,
+            waits.get(job.job_id, JUST_CAME),
+        )
         for job in read_queue(store)
         if job.started_at is None
     ]

@@ -2,11 +2,10 @@
 
 SeaweedFS is several servers in one process, and S3 with its keys is only the outermost. By default whoever is on the
 machine can delete a bucket's volumes at the master's port, or read and write any file at the filer's, without a key.
-So each server gets what its clients must show, which nobody has but the process itself:
-
-- gRPC: mutual TLS under an authority made here, whose own key is thrown away once it has signed the one certificate;
-- the HTTP of volumes and filer: tokens (JWT) signed with random keys, for reads and writes alike;
-- the HTTP of the master: a list of addresses that holds none which can reach it, since it has no other lock.
+So each takes connections, gRPC and HTTP alike,
+only from who shows the one certificate that there is (mutual TLS), under an authority made here, whose own key is
+thrown away once it has signed. Nobody has that certificate but the process itself. S3's own port stays plain HTTP with
+signed requests, as it was.
 
     <folder>/security.toml, ca.pem, inner.pem, inner-key.pem    mode 0600, made once
 """
@@ -14,14 +13,12 @@ So each server gets what its clients must show, which nobody has but the process
 from __future__ import annotations
 
 import os
-import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-_NOBODY = "192.0.2.1"
-"""Of the block kept for documentation (RFC 5737): no connection comes from it."""
 _LIFE = timedelta(days=3650)
-_PARTS = ("volume", "master", "filer", "s3", "msg_broker", "msg_agent", "admin", "worker", "mq", "client")
+_GRPC = ("volume", "master", "filer", "s3", "msg_broker", "msg_agent", "admin", "worker", "mq", "client")
+_HTTPS = ("volume", "master", "filer", "admin")
 
 
 def fence(folder: Path) -> None:
@@ -38,15 +35,17 @@ def fence(folder: Path) -> None:
 
 
 def _security(folder: Path) -> str:
+    ends = f'cert = "{folder / "inner.pem"}"\nkey = "{folder / "inner-key.pem"}"\n'
+    trusted = f'ca = "{folder / "ca.pem"}"\n'
     sections = [
         "[access]\nui = false\n",
         "[filer.expose_directory_metadata]\nenabled = false\n",
-        f'[grpc]\nca = "{folder / "ca.pem"}"\n',
+        f"[grpc]\n{trusted}",
+        *(f"[grpc.{part}]\n{ends}" for part in _GRPC),
+        *(f"[https.{part}]\n{trusted}{ends}" for part in _HTTPS),
+        # The certificate is of no host's; whoever has it is this process.
+        f"[https.client]\nenabled = true\ninsecure_skip_verify = true\n{trusted}{ends}",
     ]
-    for name in ("signing", "signing.read", "filer_signing", "filer_signing.read"):
-        sections.append(f'[jwt.{name}]\nkey = "{secrets.token_hex(32)}"\nexpires_after_seconds = 60\n')
-    for part in _PARTS:
-        sections.append(f'[grpc.{part}]\ncert = "{folder / "inner.pem"}"\nkey = "{folder / "inner-key.pem"}"\n')
     return "\n".join(sections)
 
 

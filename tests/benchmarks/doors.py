@@ -317,7 +317,9 @@ def _grpc(port: int, name: str, credentials: Mapping[str, Credential]) -> list[T
                 break  # no gRPC without a certificate, or none at all
             if first.outcome != "nothing there":
                 found += [
-                    _call(channel, port, name, method, kind, credentials[kind].token) for kind in (WRONG, FOREIGN)
+                    _call(channel, port, name, method, kind, credentials[kind].token)
+                    for kind in (WRONG, FOREIGN)
+                    if kind in credentials
                 ]
         if name == "gcs":
             method = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"

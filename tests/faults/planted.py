@@ -8,7 +8,6 @@ listed by Ray, shown by `ps`, and handed on in environments.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
-OWN_FILES = ("token", "api-key", "store-key", "settings.json", "store/keys.json", "store/security.toml")
+OWN_FILES = ("token", "api-key", "store-key", "settings.json", "store/keys.json", "store/inner-key.pem")
 """Below the cluster's folder. Each is readable by its owner alone."""
 LARGEST_FILE = 256 * 2**20
 
@@ -46,10 +45,9 @@ def secrets_of(platform: Any) -> dict[str, bytes]:
         "the API key": settings.api_key.get_secret_value(),
         "the store's key": settings.store.secret_access_key.get_secret_value(),
     }
-    fence = settings.state_dir / "store" / "security.toml"
-    if fence.exists():
-        keys = re.findall(r'^key = "([0-9a-f]{32,})"', fence.read_text(), re.MULTILINE)
-        found |= {f"the store's inner key {number}": key for number, key in enumerate(keys)}
+    inner = settings.state_dir / "store" / "inner-key.pem"
+    if inner.exists():
+        found["the store's inner key"] = inner.read_text().splitlines()[1]
     assert all(len(value) >= 32 for value in found.values())
     return {name: value.encode() for name, value in found.items()}
 

@@ -125,6 +125,36 @@ def model_verify(reference: Reference, cluster: Cluster = None, json: Json = Fal
         raise typer.Exit(1)
 
 
+@model.command("key")
+def model_key(
+    file: Annotated[Path, typer.Argument(help="A new file for the private key; keep it to yourself.")],
+) -> None:
+    """Make a key to sign versions with. Prints the public one, for `signed_by` in a definition."""
+    from heliostat.registry.signatures import make_key
+
+    typer.echo(make_key(file))
+    print_progress(f"the private key is in {file}; whoever has it can publish what the applications trust")
+
+
+@model.command("sign")
+def model_sign(
+    reference: Reference,
+    key: Annotated[Path, typer.Option("--key", help="The file with your private key, of `heliostat model key`.")],
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """Put your name to a version: applications whose definition trusts your key may load it."""
+    from heliostat.sdk import Platform
+
+    models = Platform.connect(cluster).models
+    artifact = models.get(reference)
+    signature = models.sign(artifact, key)
+    if json:
+        print_json(signature)
+    else:
+        print_progress(f"{artifact.reference} ({artifact.digest[:19]}) is signed with {signature.key}")
+
+
 @model.command("pull")
 def model_pull(
     reference: Reference,

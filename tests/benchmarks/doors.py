@@ -64,7 +64,7 @@ OPEN = (
     Open("hold", r"GET /-/metrics", "counts of requests"),
     Open("haproxy_stats", r"(GET|HEAD) .*", "counts of requests; there is no admin level on this port"),
     Open("haproxy_metrics", r"GET /metrics", "counts of requests"),
-    Open("controller_metrics|metrics|prometheus.*", r"(GET|HEAD|POST|PUT|DELETE|OPTIONS) .*", "metrics, whatever the verb"),
+    Open("controller_metrics|metrics|prometheus.*", r"[A-Z]+ .*", "metrics, whatever the verb"),
     Open("store", r"GET /(healthz|status)", "health"),
     Open(".*", r"/grpc\.health\.v1\.Health/.*", "health"),
     Open(".*", r"/ray\.rpc\..*/(CheckAlive|HealthCheck)", "health"),

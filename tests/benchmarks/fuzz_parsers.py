@@ -76,16 +76,19 @@ _BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 _YAML_LINES = (
-    _BOMB, "x: !!python/object/apply:os.system ['true']", "x: !!int nine", "x: !!timestamp 2026-13-45", "x: !!binary '*'",
+    _BOMB, "x: !!python/object/apply:os.system ['true']", "x: !!int nine", "x: !!timestamp 2026-13-45",
+    "x: !!binary '*'",
     "x: !!float {}", "x: !!set {a, b}", "x: !!omap [a: 1]", "x: 2026-11-25", "x: 2026-99-99", "x: 0o99", "x: .inf",
-    "x: &r [*r]", "<<: *nothing", "<<: {a: 1}", "<<: 5", "? [a, b]\n: 1", "? {a: b}\n: c", "---\nb: 1", "%YAML 9.9\n---",
+    "x: &r [*r]", "<<: *nothing", "<<: {a: 1}", "<<: 5", "? [a, b]\n: 1", "? {a: b}\n: c", "---\nb: 1",
+    "%YAML 9.9\n---",
     "x: " + "[" * 800 + "]" * 800, "x: " + "{a: " * 300 + "}" * 300, "x: " + "9" * 5000, "x: 1e9999", "x: '\\x00'",
     "extends: laptop.yaml", "extends: ../../../etc/passwd", "extends: 5", "extends: /dev/zero", "1: 2", "null: null",
     "~: x", "true: x", "!tag x: y", "x: !<tag:yaml.org,2002:python/name:os.system> y", "\ttab: 1", "- a", "...",
     "x: |\n  a: [", "x: >-\n\n\n", "x: 1:30:00", "x: 0x" + "f" * 400, "x: =", "=: x",
 )  # fmt: skip
 _NASTY: tuple[Any, ...] = (
-    None, True, -1, 0, 2**31, 2**63, 2**64, 10**400, 1.5, -0.0, "", "x", "\x00", "../../etc/passwd", "/", ".", "é" * 300,
+    None, True, -1, 0, 2**31, 2**63, 2**64, 10**400, 1.5, -0.0, "", "x", "\x00", "../../etc/passwd", "/", ".",
+    "é" * 300,
     "\ud800", "v1", "v0", "v" + "9" * 30, "sha256:" + "0" * 64, [], {}, [[]], {"": {}}, "1e999", "nan", "2026-01-01",
     "@@NaN", "@@Infinity", "@@-Infinity", "@@1e999", "@@huge", "@@deep", "@@objects",
 )  # fmt: skip
@@ -347,15 +350,17 @@ def targets(folder: Path) -> list[Target]:
         kept,
     )  # fmt: skip
     small = (
-        b"name: c\nhead: {cpus: 2}\ngroups:\n  serve:\n    role: serving\n    market: on-demand\n    cpus: 1\n    gpus: 1\n"
-        b"    nodes: 0..2\n    idle_timeout: 10m\nstore: {kind: embedded, bucket: heliostat}\napplications:\n  a:\n"
-        b"    recipe: m:C\n    model: a@production\n    group: serve\n    route: /a\n    replicas: 0..2\njobs:\n  j:\n"
-        b"    entrypoint: python x.py\n    group: serve\ntags: {team: t, project: p}\n"
+        b"name: c\nhead: {cpus: 2}\ngroups:\n  serve:\n    role: serving\n    market: on-demand\n    cpus: 1\n"
+        b"    gpus: 1\n    nodes: 0..2\n    idle_timeout: 10m\nstore: {kind: embedded, bucket: heliostat}\n"
+        b"applications:\n  a:\n    recipe: m:C\n    model: a@production\n    group: serve\n    route: /a\n"
+        b"    replicas: 0..2\njobs:\n  j:\n    entrypoint: python x.py\n    group: serve\n"
+        b"tags: {team: t, project: p}\n"
     )
     manifests = [path.read_bytes() for path in sorted((ROOT / "tests" / "manifests").glob("*.yaml"))]
     golden = (ROOT / "tests" / "golden" / "aws.yaml").read_bytes()
     release = {
-        "id": "r", "app": "a", "model": "m", "state": "shadow", "stable": 1, "candidate": 2, "generation": 1, "since": 1.0,
+        "id": "r", "app": "a", "model": "m", "state": "shadow", "stable": 1, "candidate": 2, "generation": 1,
+        "since": 1.0,
         "history": [{"at": 1.0, "state": "proposed", "who": "w", "why": "y", "release": "r", "from_version": 1,
                      "to_version": 2, "numbers": {"p99": 1.0}}],
     }  # fmt: skip
@@ -375,37 +380,75 @@ def targets(folder: Path) -> list[Target]:
     flow = {"app": "a", "id": "i", "job": "j", "run": "r", "who": "w", "why": "y",
             "done": [{"step": "train", "at": 1.0, "what": "w"}]}  # fmt: skip
 
+    prices = b"instance,market,zone,since,usd_per_gpu_hour,source,date\ng5.xlarge,spot,z,2026-01-01,1.5,me,2026-01-01\n"
+
     def js(value: Any) -> bytes:
         return json.dumps(value).encode()
 
     return [
         Target("definition", lambda d: load(file("d.yaml", d)), [small], 6, "yaml"),
         Target("check", lambda d: check_file(file("c.yaml", d)), [*manifests, small], 3, "yaml"),
-        Target("manifests to apply", lambda d: load_objects([file("m.yaml", d)]), [golden[:3000], *manifests], 3, "yaml"),
+        Target(
+            "manifests to apply", lambda d: load_objects([file("m.yaml", d)]), [golden[:3000], *manifests], 3, "yaml"
+        ),
         Target("events", spool, [events()], 12, "json"),
-        Target("shipped events", at("events/2026-01-01/s/00000000.jsonl", lambda s: facts_of(read_events(s))), [events()], 6, "json"),
+        Target(
+            "shipped events",
+            at("events/2026-01-01/s/00000000.jsonl", lambda s: facts_of(read_events(s))),
+            [events()],
+            6,
+            "json",
+        ),
         Target("artifact manifest", version, [artifact_manifest()], 12, "json"),
-        Target("tombstone", version, [js({"deleted": {"at": "2026-01-01T00:00:00Z", "who": "w", "why": "y"}})], 2, "json"),
+        Target(
+            "tombstone", version, [js({"deleted": {"at": "2026-01-01T00:00:00Z", "who": "w", "why": "y"}})], 2, "json"
+        ),
         Target("alias", alias, [js(moved)], 6, "json"),
-        Target("checkpoint manifest", at("checkpoints/r/000001/manifest.json", lambda s: newest_complete(s, "checkpoints/r/")), [checkpoint], 6, "json"),
+        Target(
+            "checkpoint manifest",
+            at("checkpoints/r/000001/manifest.json", lambda s: newest_complete(s, "checkpoints/r/")),
+            [checkpoint],
+            6,
+            "json",
+        ),
         Target("safetensors header", lambda d: read_header("x.safetensors", d, len(d)), [safetensors()], 10, "binary"),
-        Target("safetensors json", lambda d: read_header("x.safetensors", struct.pack("<Q", len(d)) + d + bytes(24), 32 + len(d)), [safetensors()[8:-24]], 6, "json"),
-        Target("file contents", lambda d: [check_content(n, d) for n in ("a.json",)], [js({"a": [1, {"b": None}]})], 4, "json"),
+        Target(
+            "safetensors json",
+            lambda d: read_header("x.safetensors", struct.pack("<Q", len(d)) + d + bytes(24), 32 + len(d)),
+            [safetensors()[8:-24]],
+            6,
+            "json",
+        ),
+        Target(
+            "file contents",
+            lambda d: [check_content(n, d) for n in ("a.json",)],
+            [js({"a": [1, {"b": None}]})],
+            4,
+            "json",
+        ),
         Target("text contents", lambda d: check_content("README", d), [b"# Readme\n", b"\x80\x04\x95"], 2, "binary"),
         Target("release record", at("apps/a/release.json", lambda s: read_release(s, "a")), [js(release)], 5, "json"),
         Target("desired application", at("apps/a/desired.json", read_desired), [js(desired)], 4, "json"),
         Target("replica report", at("apps/a/replicas/r.json", lambda s: read_reports(s, "a")), [js(report)], 4, "json"),
         Target("key", at("keys/k.json", list_keys), [js(key)], 3, "json"),
         Target("queued job", at("queue/jobs/j.json", queue_rows), [js(queued)], 2, "json"),
-        Target("verdict", at("models/m/verdicts/v1/0001.json", lambda s: last_verdict(s, "m", 1)), [js(verdict)], 1, "json"),
+        Target(
+            "verdict", at("models/m/verdicts/v1/0001.json", lambda s: last_verdict(s, "m", 1)), [js(verdict)], 1, "json"
+        ),
         Target("flow", at("apps/a/flow.json", lambda s: read_flow(s, "a")), [js(flow)], 1, "json"),
         Target("settings", settings, [kept.read_bytes()], 3, "json"),
         Target("spot trace", lambda d: read_trace(file("t.json", d)), [js(trace)], 4, "json"),
-        Target("prices", lambda d: read_prices(file("p.csv", d)), [b"instance,market,zone,since,usd_per_gpu_hour,source,date\ng5.xlarge,spot,z,2026-01-01,1.5,me,2026-01-01\n"], 4, "text"),
-        Target("traffic", lambda d: read_traffic(file("q.csv", d), days=1, apps={"a"}), [b"at_s,app,work_s\n1,a,0.5\n2,a,1\n", b"minute,app,requests\n0,a,5\n7,a,9\n"], 3, "text"),
+        Target("prices", lambda d: read_prices(file("p.csv", d)), [prices], 4, "text"),
+        Target(
+            "traffic",
+            lambda d: read_traffic(file("q.csv", d), days=1, apps={"a"}),
+            [b"at_s,app,work_s\n1,a,0.5\n2,a,1\n", b"minute,app,requests\n0,a,5\n7,a,9\n"],
+            3,
+            "text",
+        ),
         Target("words", words, [b"10m", b"1.5 GiB", b"0..4", b"m@production", b"m:v3"], 3, "text"),
         Target("working folder zip", _unzip(folder), [_zip()], 2, "binary"),
-    ]  # fmt: skip
+    ]
 
 
 def _zip() -> bytes:

@@ -40,7 +40,8 @@ EVERY_S = 10.0
 KEPT = frozenset({"store objects", "disk MB", "spool MB"})
 """Grows with work by design."""
 KINDS = (
-    ("gcs_server", "gcs"), ("raylet", "raylet"), ("heliostat.controller", "controller"), ("heliostat.serve.hold", "hold"),
+    ("gcs_server", "gcs"), ("raylet", "raylet"), ("heliostat.controller", "controller"),
+    ("heliostat.serve.hold", "hold"),
     ("dashboard.py", "dashboard"), ("ServeReplica", "replica"), ("ServeController", "serve controller"),
     ("haproxy", "haproxy"), ("agent", "agents"), ("monitor", "autoscaler"),
 )  # fmt: skip
@@ -145,9 +146,8 @@ def draw(series: dict[str, list[tuple[float, float]]], path: Path) -> None:
         parts.append(f'<text x="{left + 10}" y="{top + 15}">{name}: {ys[-1]:.4g} (most {most:.4g})</text>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="#2563eb"/>')
     size = f'width="{wide * across}" height="{high * (len(series) // across + 1)}"'
-    path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">{"".join(parts)}</svg>\n'
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
+    path.write_text(f"{head}{''.join(parts)}</svg>\n")
 
 
 def main() -> int:

@@ -73,7 +73,7 @@ applications:
     max_queue: 60s
     release: {{requests: 5, patience: 5s}}
 jobs:
-  steady: {{entrypoint: "python -m train_jobs.steady", group: train, nodes: 1}}
+  steady: {{entrypoint: "python -m train_jobs.steady", group: train, nodes: 1, publishes: steady}}
 tags: {{team: bench, project: faults}}
 """
 NOT_HERE = {
@@ -126,9 +126,8 @@ class Bench:
         return self.draw.choice(nodes)
 
     def worker(self) -> list[Any]:
-        return [p for p in self.processes("ray::") if "keeper" in p.command.lower()] or self.processes(
-            "heliostat.train"
-        )
+        """The process that trains, first: the youngest fork of a node's warm one."""
+        return sorted(self.processes("heliostat.train.warm"), key=lambda process: -process.started_ticks)
 
     def signal(self, victims: Sequence[Any], number: int) -> None:
         from heliostat.cluster import processes

@@ -16,7 +16,11 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="module")
 def tried(running_platform: Platform) -> doors.Found:
-    return doors.look(running_platform, doors.made_up(), app="intent-classifier")
+    folder = running_platform.settings.state_dir
+    assert folder is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELIOSTAT_HOME", str(folder.parents[1]))
+        return doors.look(running_platform, doors.made_up(), app="intent-classifier")
 
 
 def test_every_port_and_route_is_closed_or_is_named(tried: doors.Found) -> None:

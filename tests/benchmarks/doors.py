@@ -20,6 +20,7 @@ import json
 import re
 import secrets
 import socket
+import ssl
 import sys
 import tempfile
 from collections import Counter
@@ -155,6 +156,12 @@ def _try_port(
             *_try_store(listener.port, platform, credentials),
             *_http(listener.port, name, [("GET", "/healthz")], {}),
         ]
+    if _wants_a_certificate(listener.port):
+        # Nothing behind it is reached, so there is one door. A token is no certificate, whosever it is.
+        return [
+            Try(listener.port, name, "TLS", kind, "refused", "certificate required")
+            for kind in credentials if kind != RIGHT
+        ]  # fmt: skip
     if not _speaks_http(listener.port):
         return _grpc(listener.port, name, credentials)
     return _http(listener.port, name, _doors_of(name, routes, app), credentials)
@@ -178,6 +185,24 @@ def _name(listener: Any, ports: Mapping[str, int]) -> str:
         if part in command:
             return called
     return command.split(" ")[0].split("/")[-1] or listener.command
+
+
+def _wants_a_certificate(port: int) -> bool:
+    """Whether the port speaks TLS and ends it with whoever shows no certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=3) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as talk,
+        ):
+            talk.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            talk.recv(16)  # the refusal comes here: in TLS 1.3 the client's half is done before
+    except ssl.SSLError as error:
+        return "CERTIFICATE_REQUIRED" in str(error)
+    except OSError:
+        return False
+    return False
 
 
 def _speaks_http(port: int) -> bool:

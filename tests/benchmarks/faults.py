@@ -127,7 +127,7 @@ class Bench:
 
     def worker(self) -> list[Any]:
         """The process that trains, first: the youngest fork of a node's warm one."""
-        return sorted(self.processes("heliostat.train.warm"), key=lambda process: -process.started_ticks)
+        return sorted(self.processes("heliostat/train/warm.py --serve"), key=lambda process: -process.started_ticks)
 
     def signal(self, victims: Sequence[Any], number: int) -> None:
         from heliostat.cluster import processes
@@ -577,8 +577,12 @@ def standing(folder: Path, seed: int) -> Iterator[Bench]:
         platform.apps.deploy(APP)
         job = platform.jobs.submit(JOB, arguments=["--workers", "1", "--steps", "1000000", "--pause", "0.1"])
         bench = Bench(platform, proxy, direct, folder, random.Random(seed), job.run, spool_limited=limited)
-        world.wait_answered(platform, platform.apps.url(APP), {"text": "ready"})
-        world.until(lambda: any(event.kind == "checkpoint" for event in _of_run(bench)), "a checkpoint")
+        try:
+            world.wait_answered(platform, platform.apps.url(APP), {"text": "ready"}, limit_s=200)
+            world.until(lambda: any(event.kind == "checkpoint" for event in _of_run(bench)), "a checkpoint")
+        except RuntimeError:
+            _tell_state(bench)
+            raise
         threads = [threading.Thread(target=act, args=(bench,), daemon=True) for act in (_watch, _release_on_and_on)]
         for thread in threads:
             thread.start()
@@ -586,6 +590,19 @@ def standing(folder: Path, seed: int) -> Iterator[Bench]:
         bench.stop.set()
         for thread in threads:
             thread.join(70)
+
+
+def _tell_state(bench: Bench) -> None:
+    """On stderr, before the folder with the logs is gone."""
+    from heliostat.cluster import embedded
+
+    print(bench.platform.apps.list(), bench.platform.jobs.list(), bench.proxy.errors[:3], file=sys.stderr)
+    record = embedded.read_record(bench.platform.settings.cluster)
+    assert record is not None
+    logs = [*Path(record.temp_dir).glob("session_latest/logs/serve/*"), *(bench.folder / "home").rglob("logs/c*.log")]
+    for path in logs:
+        if path.is_file():
+            print(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -288,7 +288,7 @@ def targets(folder: Path) -> list[Target]:
     from heliostat.promote.flows import read_flow
     from heliostat.promote.gate import last_verdict
     from heliostat.promote.records import read_release
-    from heliostat.registry import get_alias, get_version, list_aliases, list_models, resolve, scan
+    from heliostat.registry import Deleted, get_alias, get_version, list_aliases, list_models, resolve, scan
     from heliostat.registry.formats import check_content, read_header
     from heliostat.serve.desired import read_desired
     from heliostat.serve.keys import list_keys
@@ -314,7 +314,9 @@ def targets(folder: Path) -> list[Target]:
 
     def version(data: bytes) -> object:
         store: Any = Objects({"models/m/v1/manifest.json": data})
-        scan(store, "m"), list_models(store)  # neither may raise for a damaged one
+        found, _ = scan(store, "m"), list_models(store)  # neither may raise for a damaged one
+        if isinstance(found[1], Deleted):
+            return found
         return get_version(store, "m", 1)
 
     def alias(data: bytes) -> object:
@@ -351,9 +353,11 @@ def targets(folder: Path) -> list[Target]:
     )  # fmt: skip
     small = (
         b"name: c\nhead: {cpus: 2}\ngroups:\n  serve:\n    role: serving\n    market: on-demand\n    cpus: 1\n"
-        b"    gpus: 1\n    nodes: 0..2\n    idle_timeout: 10m\nstore: {kind: embedded, bucket: heliostat}\n"
+        b"    gpus: 1\n    nodes: 0..2\n    idle_timeout: 10m\n"
+        b"  train: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2}\n"
+        b"store: {kind: embedded, bucket: heliostat}\n"
         b"applications:\n  a:\n    recipe: m:C\n    model: a@production\n    group: serve\n    route: /a\n"
-        b"    replicas: 0..2\njobs:\n  j:\n    entrypoint: python x.py\n    group: serve\n"
+        b"    replicas: 0..2\njobs:\n  j:\n    entrypoint: python x.py\n    group: train\n    publishes: a\n"
         b"tags: {team: t, project: p}\n"
     )
     manifests = [path.read_bytes() for path in sorted((ROOT / "tests" / "manifests").glob("*.yaml"))]
@@ -558,7 +562,10 @@ def fuzz(
                 good = target.seeds[number % len(target.seeds)]
                 try_one(target, good if number < len(target.seeds) else spoil(good, target.kind, random), tally)
             if not tally.taken:
-                raise AssertionError(f"{target.name}: not even what is good is taken: {tally.crashes}")
+                try:
+                    target.read(target.seeds[0])
+                except _heliostat_error() as error:
+                    raise AssertionError(f"{target.name}: not even what is good is taken") from error
             found[target.name] = tally
             progress(f"{target.name}: {tally.inputs} inputs, {tally.crashed} crashes")
     return found

@@ -30,7 +30,7 @@ from heliostat.definition.model import (
     Tags,
     WorkerGroup,
 )
-from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_large
+from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_deep, is_too_large
 from heliostat.errors import DefinitionError, Problem
 
 EXTENDS = "extends"
@@ -193,6 +193,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
         raise DefinitionError([Problem("", "there is no such file", str(path))], do="give the path of one") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError([Problem("", f"it cannot be read: {error}", str(path))]) from error
+    if is_too_deep(text):
+        raise DefinitionError([Problem("", "it is nested too deep, or refers to itself", str(path))])
     yaml = YAML(typ="rt")
     yaml.allow_duplicate_keys = True  # found below, all of them; ruamel would stop at the first
     try:

@@ -135,7 +135,12 @@ class Front:
 
     def _route(self, arrived_s: float, tokens: int, *, held: bool) -> None:
         replica = min(self.open, key=_under_way)
-        if self._admit and replica.admission.refusal(replica.load(), self.engine.now, held=held) is not None:
+        refusal = (
+            replica.admission.refusal(replica.load(), self.engine.now, under_way=replica.under_way, held=held)
+            if self._admit
+            else None
+        )
+        if refusal is not None:
             replica.sheds += 1
             self.tally.refused += 1
             return

@@ -197,13 +197,15 @@ def load(paths: Iterable[Path]) -> list[Object]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_large
+    from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_deep, is_too_large
 
     paths = list(paths)
     objects: list[Object] = []
     for file in _files(paths):
         try:
             text = file.read_text(encoding="utf-8")
+            if is_too_deep(text):
+                raise RecursionError
             if any(is_too_large(node) for node in YAML(typ="safe", pure=True).compose_all(text)):
                 raise UsageError("its aliases stand for too many values", where=str(file), do="write it out")
             documents = list(YAML(typ="safe", pure=True).load_all(text))

@@ -157,10 +157,12 @@ def read_documents(text: str, file: str) -> list[Document]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_large
+    from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_deep, is_too_large
 
     if re.search(r"^\s*\{\{", text, re.MULTILINE):
         raise UsageError("this is a Helm template, not yet YAML", where=file, do="check what helm template prints")
+    if is_too_deep(text):
+        raise UsageError("it is nested too deep, or refers to itself", where=file, do="write it out")
     try:
         nodes = list(YAML(typ="rt", pure=True).compose_all(text))
         if any(is_too_large(node) for node in nodes):

@@ -28,6 +28,10 @@ def check_name(text: str, *, what: str = "name") -> str:
     return text
 
 
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
 def check_segment(text: str, *, what: str = "key segment") -> str:
     """`text` if it may stand between two slashes of a store key. Raises UsageError."""
     if _SEGMENT.fullmatch(text) is None:

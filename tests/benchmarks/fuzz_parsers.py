@@ -216,6 +216,10 @@ class Objects:
             raise ObjectMissing("there is no object", where=key)
         return Blob(self._objects[key], "tag")
 
+    def folders(self, prefix: str) -> set[str]:
+        parts = [key.removeprefix(f"{prefix}/").split("/") for key in self._objects if key.startswith(f"{prefix}/")]
+        return {part[0] for part in parts if len(part) > 1}
+
     def list(self, prefix: str) -> list[Any]:
         from heliostat.store import ObjectInfo
 

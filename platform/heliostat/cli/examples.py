@@ -23,7 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "job logs": ("job logs intent-classifier-20260101-120000-ab12-cd34",),
     "job stop": ("job stop intent-classifier-20260101-120000-ab12-cd34",),
     "job rehearse": ("job rehearse friday --generate 1 --work 30h --deadline 60h",),
-    "model list": ("model list", "model list --deleted"),
+    "model list": ("model list", "model list intent-classifier --deleted"),
     "model show": ("model show intent-classifier@production",),
     "model diff": ("model diff intent-classifier:v1 intent-classifier:v2",),
     "model verify": ("model verify intent-classifier@production",),

@@ -28,6 +28,7 @@ Why = Annotated[str, typer.Option(help="The reason, kept for good.")]
 
 @model.command("list")
 def model_list(
+    name: Annotated[str | None, typer.Argument(help="One model; all, if none is given.")] = None,
     deleted: Annotated[bool, typer.Option("--deleted", help="Deleted versions too.")] = False,
     cluster: Cluster = None,
     json: Json = False,
@@ -38,14 +39,14 @@ def model_list(
 
     models = Platform.connect(cluster).models
     rows = []
-    for name in models.list():
+    for each in models.list() if name is None else [name]:
         try:
-            aliases = models.aliases(name)
+            aliases = models.aliases(each)
         except CorruptArtifact as error:
-            print_progress(f"{name}: its aliases are not shown: {error}")
+            print_progress(f"{each}: its aliases are not shown: {error}")
             aliases = ()
         rows += [
-            _row(version, aliases) for version in models.scan(name) if deleted or not hasattr(version, "tombstone")
+            _row(version, aliases) for version in models.scan(each) if deleted or not hasattr(version, "tombstone")
         ]
     if json:
         print_json(rows)

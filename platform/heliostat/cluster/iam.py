@@ -28,6 +28,7 @@ S3_OBJECTS: Mapping[str, tuple[str, ...]] = {
 """What the calls of obstore and boto3 ask of S3, for an object."""
 S3_BUCKET: Mapping[str, tuple[str, ...]] = {
     "list": ("s3:ListBucket",),
+    "list_with_delimiter": ("s3:ListBucket",),
     "list_multipart_uploads": ("s3:ListBucketMultipartUploads",),
 }
 """Of the bucket. It is made by whoever owns the account, so nothing here may make or delete one."""

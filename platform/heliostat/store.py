@@ -235,15 +235,15 @@ class Store:
 
         return sorted(self._ask("list", prefix, read), key=lambda info: info.key)
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> tuple[str, ...]:
         """Names right below a prefix of whole segments that have something below them. Asks for no more than these."""
         import obstore
 
-        def read() -> list[str]:
+        def read() -> tuple[str, ...]:
             found = obstore.list_with_delimiter(self._client, prefix.strip("/") or None)
-            return [str(path).rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+            return tuple(sorted(str(path).rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]))
 
-        return sorted(self._ask("list", prefix, read))
+        return self._ask("list", prefix, read)
 
     def get_json(self, key: str) -> tuple[Json, str]:
         """The object as JSON, and its tag. Raises ObjectMissing, StoreError if it is not JSON."""

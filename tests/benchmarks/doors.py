@@ -67,6 +67,8 @@ OPEN = (
     Open("haproxy_metrics", r"GET /metrics", "counts of requests"),
     Open("controller_metrics|metrics|prometheus.*", r"[A-Z]+ .*", "metrics, whatever the verb"),
     Open("store", r"GET /(healthz|status)", "health"),
+    Open("ray::DashboardAgent", r"GET /(metrics|stats)?", "metrics of a worker node"),
+    Open(".*", r"/grpc\.reflection\..*", "names of gRPC services"),
     Open(".*", r"/grpc\.health\.v1\.Health/.*", "health"),
     Open(".*", r"/ray\.rpc\..*/(CheckAlive|HealthCheck)", "health"),
 )  # fmt: skip
@@ -178,9 +180,11 @@ def _name(listener: Any, ports: Mapping[str, int]) -> str:
     if " mini " in command:
         flag = re.search(rf"-(\S+)={listener.port}\b", command)
         return f"store {flag[1]}" if flag else "store other"
+    if "raylet/raylet" in command.split(" ")[0]:  # whose arguments name the agents that it starts
+        return "raylet"
     for part, called in (
-        ("runtime_env/agent", "runtime env agent"), ("dashboard/agent.py", "node agent"), ("raylet/raylet", "raylet"),
-        ("gcs_server", "gcs"), ("autoscaler", "prometheus autoscaler"), ("dashboard.py", "prometheus dashboard"),
+        ("runtime_env/agent", "runtime env agent"), ("dashboard/agent.py", "node agent"), ("gcs_server", "gcs"),
+        ("autoscaler", "prometheus autoscaler"), ("dashboard.py", "prometheus dashboard"),
     ):  # fmt: skip
         if part in command:
             return called
@@ -319,13 +323,18 @@ _STORE_METHODS = (
 )  # fmt: skip
 
 
+_NO_STUBS = tuple(f"/ray.rpc.ObjectManagerService/{name}" for name in ("Push", "Pull", "FreeObjects"))
+"""Those that Ray's wheel has no Python for."""
+
+
 def ray_methods() -> list[str]:
     """Every gRPC method of the installed Ray, from its generated stubs."""
     import ray
 
-    folder = Path(ray.__file__).parent / "core" / "generated"
-    texts = [path.read_text() for path in folder.glob("*_pb2_grpc.py")]
-    return sorted({method for text in texts for method in re.findall(r"'(/ray[\w.]*/\w+)'", text)})
+    folder = Path(ray.__file__).parent
+    texts = [path.read_text() for part in ("core", "serve") for path in folder.glob(f"{part}/generated/*_pb2_grpc.py")]
+    found = {method for text in texts for method in re.findall(r"'(/ray[\w.]*/\w+)'", text)}
+    return sorted(found | set(_NO_STUBS))
 
 
 def _grpc(port: int, name: str, credentials: Mapping[str, Credential]) -> list[Try]:

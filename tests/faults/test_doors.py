@@ -30,7 +30,7 @@ def test_every_port_and_route_is_closed_or_is_named(tried: doors.Found) -> None:
 def test_what_is_tried_is_what_there_is(tried: doors.Found) -> None:
     """Closed doors prove nothing where nobody is behind them: the right key opens them."""
     names = {one.name for one in tried.tries}
-    assert {"dashboard", "gcs", "store", "hold", "agent"} <= names
+    assert {"dashboard", "gcs", "raylet", "store"} <= names
     assert len(tried.of("refused")) > 150
     right = [one for one in tried.tries if one.credential == doors.RIGHT]
     assert {one.name for one in right} == {"dashboard", "gcs", "store"}

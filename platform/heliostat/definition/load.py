@@ -200,7 +200,10 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
     try:
         node = YAML(typ="rt").compose(text)
         if is_too_large(node):
-            raise DefinitionError([Problem("", "its aliases stand for too many values", str(path))], do="write it out")
+            raise DefinitionError(
+                [Problem("", "its aliases stand for too many values, or it refers to itself", str(path))],
+                do="write it out",
+            )
         problems = [
             Problem(_dotted(location), message, str(path), line) for location, message, line in _duplicates(node)
         ]

@@ -207,7 +207,9 @@ def load(paths: Iterable[Path]) -> list[Object]:
             if is_too_deep(text):
                 raise RecursionError
             if any(is_too_large(node) for node in YAML(typ="safe", pure=True).compose_all(text)):
-                raise UsageError("its aliases stand for too many values", where=str(file), do="write it out")
+                raise UsageError(
+                    "its aliases stand for too many values, or it refers to itself", where=str(file), do="write it out"
+                )
             documents = list(YAML(typ="safe", pure=True).load_all(text))
         except OSError as error:
             raise UsageError(f"it cannot be read: {error.strerror}", where=str(file)) from error

@@ -166,7 +166,9 @@ def read_documents(text: str, file: str) -> list[Document]:
     try:
         nodes = list(YAML(typ="rt", pure=True).compose_all(text))
         if any(is_too_large(node) for node in nodes):
-            raise UsageError("its aliases stand for too many values", where=file, do="write it out")
+            raise UsageError(
+                "its aliases stand for too many values, or it refers to itself", where=file, do="write it out"
+            )
         values = list(YAML(typ="safe", pure=True).load_all(text))
         return [
             Document(value, dict(_lines(node, "")), file, frozenset(_blocks(node, "")))

@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check prove setup format clean
+.PHONY: demo test check prove faults setup format clean
 
 demo: $(READY)
 	$(BIN)/python -m heliostat.demo cluster/laptop.yaml $(if $(KEEP),--keep)
@@ -22,6 +22,9 @@ check: $(READY)
 
 prove: $(READY)
 	$(BIN)/python tests/prove.py
+
+faults: $(READY)
+	$(BIN)/python tests/benchmarks/faults.py $(if $(ONLY),--only "$(ONLY)") --times $(or $(TIMES),1) --seed $(or $(SEED),0)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

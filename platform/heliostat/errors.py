@@ -14,6 +14,7 @@
         AliasMoved         somebody else moved the alias first
         CorruptArtifact    bytes that are not the ones the manifest names
         UnsafeArtifact     a file that the registry does not take, such as a pickle
+        UntrustedArtifact  a version that nobody whom its application trusts has signed
         VersionHeld        somebody uses the version, or is deleting it
       GateRefused          a candidate did not pass the gate of its application
       ReleaseConflict      another release of the application goes on, or was first
@@ -157,6 +158,10 @@ class UnsafeArtifact(RegistryError):
     """A file that could run code when loaded, or that is not what its name says."""
 
     exit_code = 2
+
+
+class UntrustedArtifact(RegistryError):
+    """No key that the application trusts has signed the version."""
 
 
 class VersionHeld(RegistryError):

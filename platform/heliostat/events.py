@@ -29,6 +29,7 @@ SCHEMA = 1
 CLOCK_MARGIN = timedelta(hours=1)
 _OFFSET = ".shipped"  # beside a spool file: "<bytes shipped> <next segment>"
 # Of the envelope; an event's own fields may not have these names.
+_LATEST_S = 253402300799  # the end of the year 9999, after which no calendar of Python's goes
 _RESERVED = frozenset({"id", "schema", "time_s", "monotonic_s", "source", "kind"})
 
 KINDS = {
@@ -60,6 +61,18 @@ KINDS = {
     "checkpoint": "A checkpoint is committed.",
     "checkpoint_stall": "A step waited for a checkpoint.",
     "checkpoint_trouble": "The store does not take a checkpoint; the training goes on and tries again.",
+    "budget_spent": "A team or project has used its budget.",
+    "budget_open": "It has some again.",
+    "checkpoint_interval": "How often a training saves was reckoned anew.",
+    "data_wait": "Steps waited for data.",
+    "deadline": "A run with a deadline has ended; what it cost against on-demand alone.",
+    "market": "A run with a deadline moves between spot and on-demand.",
+    "gang_started": "A driver takes up a run; what an earlier driver held is free.",
+    "keeper_ended": "The process that held a node's GPU for a training is ended.",
+    "run_paused": "A training has given its nodes back, since its budget is spent.",
+    "run_unpaused": "It goes on.",
+    "node_sample": "What a node's GPUs were doing.",
+    "replica_busy": "Seconds in which a replica answered, by team.",
     "goodput": "Where the GPU-seconds of a finished run went.",
     "job_admitted": "A job has left the queue; how long it waited.",
     "job_asked_to_leave": "A job of a team above its share is asked to save and give its nodes back.",
@@ -218,10 +231,19 @@ def _parse(lines: Iterable[bytes]) -> Iterator[Event]:
         try:
             record = json.loads(line)
             envelope = {key: record.pop(key) for key in _RESERVED}
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             continue  # torn by a kill
+        if not _is_sound(envelope):
+            continue  # not ours: one such line must not hide the others
         del envelope["schema"]
         yield Event(**envelope, fields=record)
+
+
+def _is_sound(envelope: dict[str, Any]) -> bool:
+    times = (envelope["time_s"], envelope["monotonic_s"])
+    return all(isinstance(envelope[key], str) for key in ("id", "source", "kind")) and all(
+        type(time_s) in (int, float) and abs(time_s) <= _LATEST_S for time_s in times
+    )
 
 
 def _record(event: Event) -> dict[str, Any]:

@@ -17,6 +17,7 @@ SEGMENT_RULE = "1 to 200 of A-Z, a-z, 0-9, . _ and -, starting with a letter or 
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_PUBLIC_KEY = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 
 
@@ -25,6 +26,10 @@ def check_name(text: str, *, what: str = "name") -> str:
     if _NAME.fullmatch(text) is None:
         raise UsageError(f"{text!r} is not a valid {what}", do=f"write {NAME_RULE}{_suggest(text)}")
     return text
+
+
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
 
 
 def check_segment(text: str, *, what: str = "key segment") -> str:
@@ -66,3 +71,13 @@ def _suggest(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+
+
+def check_public_key(text: str) -> str:
+    """`text` if it is an Ed25519 public key as `heliostat model key` prints it. Raises UsageError."""
+    if _PUBLIC_KEY.fullmatch(text) is None:
+        raise UsageError(f"{text[:80]!r} is not a public key", do="write what heliostat model key printed: ed25519:...")
+    return text
+
+
+PublicKey = Annotated[str, AfterValidator(check_public_key)]

@@ -77,6 +77,7 @@ from heliostat.registry import (
     sweep,
     verify,
 )
+from heliostat.registry.signatures import Signature, sign
 from heliostat.serve import desired
 from heliostat.serve.client import AppStatus, ServeClient
 from heliostat.serve.fit import declared_limit
@@ -741,6 +742,10 @@ class Models:
         """What is wrong with the bytes at rest; () or [] when all are what was published."""
         return verify(self._store, artifact, moved=moved)
 
+    def sign(self, artifact: Artifact, key: Path) -> Signature:
+        """Put one's name to a version, with the private key in that file."""
+        return sign(self._store, artifact, key, who=_user())
+
     def pull(self, artifact: Artifact, folder: Path, *, moved: Moved = lambda _: None) -> Sequence[Path]:
         """The files into a folder, verified."""
         return pull(self._store, artifact, folder, moved=moved)
@@ -941,7 +946,9 @@ class Apps:
     def judge(self, name: str, artifact: Artifact) -> Verdict:
         """By the application's gate, against the version in production; nothing is moved."""
         spec = _known(self._platform.definition.applications, name, "application")
-        return flow.judge_candidate(self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec))
+        return flow.judge_candidate(
+            self._platform.store, artifact, spec.gate, vram_limit=self._vram_limit(spec), signed_by=spec.signed_by
+        )
 
     def _vram_limit(self, spec: Application) -> int | None:
         definition = self._platform.definition

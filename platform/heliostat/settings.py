@@ -269,7 +269,7 @@ def _read(path: Path) -> Settings:
 
 def _other_version(path: Path) -> str:
     """What to do where the file is another version's: a newer one has fields that this one does not know."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         writer = json.loads(path.read_bytes()).get("written_by")
         if writer and writer != VERSION:
             return f"Heliostat {writer} wrote it and this is {VERSION}: install that one, or run `{UP}` with this one"

@@ -18,7 +18,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -234,6 +234,16 @@ class Store:
             return [_info(meta) for page in obstore.list(self._client, prefix.strip("/") or None) for meta in page]
 
         return sorted(self._ask("list", prefix, read), key=lambda info: info.key)
+
+    def folders(self, prefix: str) -> tuple[str, ...]:
+        """Names right below a prefix of whole segments that have something below them. Asks for no more than these."""
+        import obstore
+
+        def read() -> tuple[str, ...]:
+            found = obstore.list_with_delimiter(self._client, prefix.strip("/") or None)
+            return tuple(sorted(str(path).rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]))
+
+        return self._ask("list", prefix, read)
 
     def get_json(self, key: str) -> tuple[Json, str]:
         """The object as JSON, and its tag. Raises ObjectMissing, StoreError if it is not JSON."""
@@ -539,3 +549,27 @@ def _s3_code(text: str) -> str:
 
 def _first_line(text: str) -> str:
     return text.partition("\n")[0][:300]
+
+
+READERS = 16
+
+
+def get_many(store: Store, keys: Sequence[str]) -> list[tuple[str, Blob]]:
+    """Those of the objects that are there, in the order of the keys; many small ones are asked for at once.
+
+    One after the other, 200 records take 4 s of a store that answers in 20 ms, and the controller has one second.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def read(key: str) -> tuple[str, Blob] | None:
+        try:
+            return key, store.get(key)
+        except ObjectMissing:
+            return None
+
+    if len(keys) <= 1:
+        found = [read(key) for key in keys]
+    else:
+        with ThreadPoolExecutor(min(READERS, len(keys)), thread_name_prefix="objects") as pool:
+            found = list(pool.map(read, keys))
+    return [one for one in found if one is not None]

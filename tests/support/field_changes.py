@@ -135,6 +135,7 @@ CHANGES = [
     _change("applications.*.max_queue", "2s", place=f"{_APP}.max_queue"),
     _change("applications.*.dtype", "bf16", place=f"{_APP}.dtype"),
     _change("applications.*.keys", ["search"], place=f"{_APP}.keys"),
+    _change("applications.*.signed_by", [f"ed25519:{'A' * 43}="], place=f"{_APP}.signed_by"),
     _change("applications.*.gate.min_accuracy", 0.9, place=f"{_APP}.gate.min_accuracy"),
     _change("applications.*.gate.min_macro_f1", 0.9, place=f"{_APP}.gate.min_macro_f1"),
     _change("applications.*.gate.max_drop", 0.2, place=f"{_APP}.gate.max_drop"),

@@ -28,6 +28,7 @@ Why = Annotated[str, typer.Option(help="The reason, kept for good.")]
 
 @model.command("list")
 def model_list(
+    name: Annotated[str | None, typer.Argument(help="One model; all, if none is given.")] = None,
     deleted: Annotated[bool, typer.Option("--deleted", help="Deleted versions too.")] = False,
     cluster: Cluster = None,
     json: Json = False,
@@ -38,14 +39,14 @@ def model_list(
 
     models = Platform.connect(cluster).models
     rows = []
-    for name in models.list():
+    for each in models.list() if name is None else [name]:
         try:
-            aliases = models.aliases(name)
+            aliases = models.aliases(each)
         except CorruptArtifact as error:
-            print_progress(f"{name}: its aliases are not shown: {error}")
+            print_progress(f"{each}: its aliases are not shown: {error}")
             aliases = ()
         rows += [
-            _row(version, aliases) for version in models.scan(name) if deleted or not hasattr(version, "tombstone")
+            _row(version, aliases) for version in models.scan(each) if deleted or not hasattr(version, "tombstone")
         ]
     if json:
         print_json(rows)
@@ -123,6 +124,36 @@ def model_verify(reference: Reference, cluster: Cluster = None, json: Json = Fal
         print_progress(f"{artifact.reference} is whole: {len(artifact.manifest.files)} files as published")
     if findings:
         raise typer.Exit(1)
+
+
+@model.command("key")
+def model_key(
+    file: Annotated[Path, typer.Argument(help="A new file for the private key; keep it to yourself.")],
+) -> None:
+    """Make a key to sign versions with. Prints the public one, for `signed_by` in a definition."""
+    from heliostat.registry.signatures import make_key
+
+    typer.echo(make_key(file))
+    print_progress(f"the private key is in {file}; whoever has it can publish what the applications trust")
+
+
+@model.command("sign")
+def model_sign(
+    reference: Reference,
+    key: Annotated[Path, typer.Option("--key", help="The file with your private key, of `heliostat model key`.")],
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """Put your name to a version: applications whose definition trusts your key may load it."""
+    from heliostat.sdk import Platform
+
+    models = Platform.connect(cluster).models
+    artifact = models.get(reference)
+    signature = models.sign(artifact, key)
+    if json:
+        print_json(signature)
+    else:
+        print_progress(f"{artifact.reference} ({artifact.digest[:19]}) is signed with {signature.key}")
 
 
 @model.command("pull")

@@ -26,13 +26,19 @@ Kind = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="A folder for one file per object; stdout if not given.")]
+Iam = Annotated[bool, typer.Option("--iam", help="Instead: the rights that the parts need, and no more, as JSON.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def render(definition: Definition, kind: Kind = "all", out: Out = None, json: Json = False) -> None:
+def render(definition: Definition, kind: Kind = "all", out: Out = None, json: Json = False, iam: Iam = False) -> None:
     """The Kubernetes objects of a definition, as YAML. Touches no cluster."""
     from heliostat.definition import load
 
+    if iam:
+        from heliostat.cluster.iam import documents
+
+        print_json(documents(load(definition)))
+        return
     objects = chosen(load(definition), kind)
     if out is not None:
         for item in objects:

@@ -386,9 +386,10 @@ def _wait_for_head(head: subprocess.Popen[bytes], settings: Settings, folder: Pa
     while time.monotonic() < deadline:
         try:
             answer = httpx.get(f"{settings.dashboard_url}/api/jobs/", headers=headers, timeout=5)
-            if answer.status_code == 200:
+            # The dashboard answers before the head is a node, and a head that never becomes one ends 30 s later.
+            if answer.status_code == 200 and _has_node(settings.dashboard_url, headers):
                 return
-            last = f"HTTP {answer.status_code}"
+            last = f"HTTP {answer.status_code}" if answer.status_code != 200 else "the head is no node yet"
         except httpx.HTTPError as error:
             last = str(error)
         if head.poll() is not None:
@@ -400,6 +401,15 @@ def _wait_for_head(head: subprocess.Popen[bytes], settings: Settings, folder: Pa
         where=str(folder / "logs" / "head.log"),
         do="read that log, then run up again",
     )
+
+
+def _has_node(dashboard_url: str, headers: dict[str, str]) -> bool:
+    import httpx
+
+    answer = httpx.get(f"{dashboard_url}/api/v0/nodes?limit=10", headers=headers, timeout=5)
+    if answer.status_code != 200:
+        return False
+    return any(node.get("state") == "ALIVE" for node in answer.json()["data"]["result"]["result"])
 
 
 def _head_alive(record: ClusterRecord) -> bool:

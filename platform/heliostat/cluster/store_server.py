@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from heliostat.cluster import ports as port_choice
+from heliostat.cluster.store_fence import fence
 from heliostat.errors import ClusterError
 
 LOOPBACK = "127.0.0.1"
@@ -61,6 +62,7 @@ def start(
     data.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     keys = _write_keys(state_dir / "keys.json", access_key, secret_key)
+    fence(state_dir)  # read from the working directory
     with log.open("ab") as output:
         return subprocess.Popen(
             _command(weed, data, log.parent, keys, port),

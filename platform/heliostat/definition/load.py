@@ -30,6 +30,7 @@ from heliostat.definition.model import (
     Tags,
     WorkerGroup,
 )
+from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_deep, is_too_large
 from heliostat.errors import DefinitionError, Problem
 
 EXTENDS = "extends"
@@ -184,7 +185,7 @@ def _valid_parts(data: Any, model: type[Part]) -> dict[str, Any]:  # Any: YAML
 def _read_yaml(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
     """(plain data, the tree that knows lines, what is wrong with the YAML itself)."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -192,12 +193,19 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
         raise DefinitionError([Problem("", "there is no such file", str(path))], do="give the path of one") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError([Problem("", f"it cannot be read: {error}", str(path))]) from error
+    if is_too_deep(text):
+        raise DefinitionError([Problem("", "it is nested too deep, or refers to itself", str(path))])
     yaml = YAML(typ="rt")
     yaml.allow_duplicate_keys = True  # found below, all of them; ruamel would stop at the first
     try:
+        node = YAML(typ="rt").compose(text)
+        if is_too_large(node):
+            raise DefinitionError(
+                [Problem("", "its aliases stand for too many values, or it refers to itself", str(path))],
+                do="write it out",
+            )
         problems = [
-            Problem(_dotted(location), message, str(path), line)
-            for location, message, line in _duplicates(YAML(typ="rt").compose(text))
+            Problem(_dotted(location), message, str(path), line) for location, message, line in _duplicates(node)
         ]
         tree = yaml.load(text)
         data = _plain(tree)
@@ -206,6 +214,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any, list[Problem]]:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise DefinitionError([Problem("", f"not YAML: {error.problem}", str(path), line)]) from error
+    except (YAMLError, *PARSER_ERRORS) as error:
+        raise DefinitionError([Problem("", f"not YAML: {str(error)[:300]}", str(path))]) from error
     if not isinstance(tree, dict):
         raise DefinitionError(
             [Problem("", "it holds no mapping", str(path), 1)], do="start with name:, groups: and store:"

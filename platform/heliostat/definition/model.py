@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 
 from heliostat.definition.accelerators import ACCELERATORS, UNNAMED, Accelerator, check_accelerator
 from heliostat.errors import UsageError
-from heliostat.names import check_name
+from heliostat.names import PublicKey, check_name
 from heliostat.units import Bytes, CountRange, Duration
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,62}$"
@@ -264,6 +264,8 @@ class Application(Part):
     """bf16 is up to three times as fast where the processor has units for it; served only where the answers agree."""
     keys: tuple[Name, ...] = Field(default=(), strict=False)
     """Names of the API keys that open it; never keys themselves."""
+    signed_by: tuple[PublicKey, ...] = Field(default=(), strict=False)
+    """Public keys (ed25519:...): a version that none of them has signed is neither released nor loaded."""
     gate: GateRules = GateRules()
     release: ReleaseRules = ReleaseRules()
     retrain: Retrain | None = None

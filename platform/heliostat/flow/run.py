@@ -20,6 +20,7 @@ from heliostat.names import version_name
 from heliostat.promote.flows import Flow, FlowStep, State, dataset_tag, read_flow, save_flow
 from heliostat.promote.gate import find_verdict, store_verdict
 from heliostat.registry import Artifact, resolve
+from heliostat.registry.signatures import check_signed
 from heliostat.serve import desired
 from heliostat.serve.fit import declared_limit
 from heliostat.settings import Settings
@@ -151,6 +152,7 @@ def _judge(world: World, flow: Flow) -> Flow:
         spec = world.definition.applications[flow.app]
         groups = (world.definition.groups[group] for group in world.definition.serving_groups(spec))
         limit = declared_limit(groups, gpus=spec.gpus_per_replica)
+        check_signed(world.store, artifact, spec.signed_by)
         verdict = steps.judge(world.store, artifact, spec.gate, vram_limit=limit)
         store_verdict(world.store, artifact, verdict.model_copy(update={"by": flow.id}))
     failed = [reason.text for reason in verdict.reasons if not reason.passed]

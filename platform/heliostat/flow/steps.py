@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from heliostat.definition import GateRules, ReleaseRules
 from heliostat.errors import AppError, AppNotReady, GateRefused, ReleaseConflict, ReleaseRolledBack
@@ -23,6 +23,7 @@ from heliostat.registry import (
     resolve,
     rollback_alias,
 )
+from heliostat.registry.signatures import check_signed
 from heliostat.serve.reports import ReplicaReport, living, read_reports
 from heliostat.store import Store
 from heliostat.train.job import TrainedModel
@@ -50,8 +51,11 @@ def publish_trained(store: Store, trained: TrainedModel, *, name: str) -> Artifa
     return publish(store, name=name, files=trained.read(store), metadata=metadata)
 
 
-def judge_candidate(store: Store, artifact: Artifact, rules: GateRules, *, vram_limit: int | None = None) -> Verdict:
-    """`judge`, and the verdict is kept."""
+def judge_candidate(
+    store: Store, artifact: Artifact, rules: GateRules, *, vram_limit: int | None = None, signed_by: Sequence[str] = ()
+) -> Verdict:
+    """`judge`, and the verdict is kept. Raises UntrustedArtifact before, which no verdict and no force can help."""
+    check_signed(store, artifact, signed_by)
     verdict = judge(store, artifact, rules, vram_limit=vram_limit)
     store_verdict(store, artifact, verdict)
     return verdict

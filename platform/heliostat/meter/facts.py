@@ -205,7 +205,7 @@ def facts_of(events: Iterable[Event], *, start: int = 0, end: int = 2**62) -> Fa
             continue
         try:
             reader(made, event)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             made.unread += 1  # of another release, or not ours: the rest must still be counted
     return Facts(
         tuple(fact for fact in made.nodes if start <= fact.at < end),

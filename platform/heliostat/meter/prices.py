@@ -69,8 +69,10 @@ def read_prices(path: Path) -> list[GpuPrice]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"the prices cannot be read: {error.strerror}", where=str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the prices cannot be read: {error}", where=str(path)) from error
+    if "\0" in text:
+        raise UsageError("the prices hold a NUL character", where=str(path), do="write it as CSV")
     reader = csv.DictReader(text.splitlines())
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:

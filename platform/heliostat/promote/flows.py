@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliostat.definition import Retrain
-from heliostat.errors import ObjectExists, ObjectMissing, ReleaseConflict, SwapLost
+from heliostat.errors import CorruptArtifact, ObjectExists, ObjectMissing, ReleaseConflict, SwapLost
 from heliostat.names import check_segment
 from heliostat.store import Store
 
@@ -64,7 +64,10 @@ def read_flow(store: Store, app: str) -> tuple[Flow, str] | None:
         blob = store.get(_key(app))
     except ObjectMissing:
         return None
-    return Flow.model_validate_json(blob.data), blob.etag
+    try:
+        return Flow.model_validate_json(blob.data), blob.etag
+    except ValidationError as error:
+        raise CorruptArtifact("a flow cannot be read", where=_key(app), do="restore it, or delete it") from error
 
 
 def dataset_tag(store: Store, retrain: Retrain) -> str:

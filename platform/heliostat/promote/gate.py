@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliostat.definition import GateRules
-from heliostat.errors import ObjectExists
+from heliostat.errors import CorruptArtifact, ObjectExists
 from heliostat.promote.evaluation import Evaluation, read_evaluation
 from heliostat.promote.paired import Paired, compare_accuracy, compare_macro_f1
 from heliostat.registry import Artifact
@@ -193,16 +193,23 @@ def store_verdict(store: Store, artifact: Artifact, verdict: Verdict) -> str:
 def last_verdict(store: Store, model: str, version: int) -> Verdict | None:
     """The newest verdict on a version, None where it was never judged."""
     keys = sorted(info.key for info in store.list(f"models/{model}/verdicts/v{version}"))
-    return Verdict.model_validate_json(store.get(keys[-1]).data) if keys else None
+    return _read(store, keys[-1]) if keys else None
 
 
 def find_verdict(store: Store, artifact: Artifact, *, by: str) -> Verdict | None:
     """The verdict that this flow has asked for."""
     for info in store.list(f"models/{artifact.name}/verdicts/v{artifact.version}"):
-        verdict = Verdict.model_validate_json(store.get(info.key).data)
+        verdict = _read(store, info.key)
         if verdict.by == by:
             return verdict
     return None
+
+
+def _read(store: Store, key: str) -> Verdict:
+    try:
+        return Verdict.model_validate_json(store.get(key).data)
+    except ValidationError as error:
+        raise CorruptArtifact("a verdict cannot be read", where=key, do="restore it, or delete it") from error
 
 
 def _at_least(metric: str, metrics: Mapping[str, float], limit: float, *, rule: str) -> Reason:

@@ -26,9 +26,12 @@ def read_release(store: Store, app: str) -> tuple[Release, str] | None:
     except ObjectMissing:
         return None
     try:
-        return Release.model_validate_json(blob.data), blob.etag
+        record = Release.model_validate_json(blob.data)
     except ValidationError as error:
         raise CorruptArtifact("a release record cannot be read", where=key, do="restore it, or delete it") from error
+    if not record.history or record.app != app:
+        raise CorruptArtifact("a release record is another one's, or has no history", where=key, do="restore it")
+    return record, blob.etag
 
 
 def write_release(store: Store, record: Release, *, etag: str | None) -> None:

@@ -35,13 +35,14 @@ from heliostat.errors import (
     UnsafeArtifact,
     UsageError,
 )
-from heliostat.names import check_name, check_path, parse_version, version_name
+from heliostat.names import check_name, check_path, is_name, parse_version, version_name
 from heliostat.registry.aliases import must_get_alias
 from heliostat.registry.formats import TensorFacts, check_content, check_name_is_safe
 from heliostat.registry.versions import (
     Tombstone,
     files_prefix,
     folder,
+    is_version_folder,
     manifest_key,
     read_version,
     version_numbers,
@@ -201,8 +202,14 @@ def get_version(store: Store, name: str, version: int) -> Artifact:
 
 
 def list_models(store: Store) -> list[str]:
-    """Every model that ever had a version."""
-    return sorted(version_numbers(store.list("models/")))
+    """Every model that ever had a version. Takes time by the models, not by their versions and files."""
+    names = [name for name in store.folders("models") if is_name(name)]
+
+    def has_version(name: str) -> bool:
+        return any(is_version_folder(each) for each in store.folders(folder(name)))
+
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE, thread_name_prefix="models") as pool:
+        return [name for name, has in zip(names, pool.map(has_version, names), strict=True) if has]
 
 
 def list_versions(store: Store, name: str) -> list[Artifact]:

@@ -22,6 +22,7 @@ from heliostat.errors import CorruptArtifact, ObjectMissing
 from heliostat.names import check_name, version_name
 from heliostat.store import ObjectInfo, Store
 
+_VERSION_FOLDER = re.compile(r"v[1-9][0-9]{0,8}")
 _MANIFEST = re.compile(r"models/([a-z][a-z0-9-]{0,62})/v([1-9][0-9]{0,8})/manifest\.json")
 _ATTEMPT = re.compile(r"(models/[^/]+/(?:files|v[1-9][0-9]{0,8})/[^/]+)/.+")
 
@@ -83,6 +84,11 @@ def version_numbers(listing: Iterable[ObjectInfo]) -> dict[str, dict[int, Object
         if match is not None:
             found.setdefault(match[1], {})[int(match[2])] = info
     return found
+
+
+def is_version_folder(name: str) -> bool:
+    """Whether the folder of a model is a version's: its manifest, or what is left of it, lies there."""
+    return _VERSION_FOLDER.fullmatch(name) is not None
 
 
 def attempt_folder(key: str) -> str | None:

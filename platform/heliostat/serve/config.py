@@ -41,6 +41,7 @@ def _application(app: DesiredApp, *, awake: bool) -> dict[str, Any]:
             "max_queue_s": spec.max_queue.seconds,
             "dtype": spec.dtype,
             "keys": list(spec.keys),
+            **({"signed_by": list(spec.signed_by)} if spec.signed_by else {}),
             "cpus": 1,
             "gpus": spec.gpus_per_replica,
             "label_selector": _nodes(app),

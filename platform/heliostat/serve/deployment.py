@@ -33,6 +33,7 @@ from heliostat.promote.records import read_release
 from heliostat.promote.release import Trial, trial
 from heliostat.promote.tally import Tally
 from heliostat.registry import Artifact, load_files, node_cache, resolve
+from heliostat.registry.signatures import check_signed
 from heliostat.serve.api import Api, Loaded
 from heliostat.serve.endpoint import Endpoint
 from heliostat.serve.fit import check_fit, fits, memory_limit
@@ -72,6 +73,7 @@ class AppArguments(BaseModel):
     token_budget: int = 512
     dtype: DType = "fp32"
     keys: tuple[str, ...] = ()  # names of API keys, never keys
+    signed_by: tuple[str, ...] = ()  # public keys
     cpus: float
     gpus: float
     label_selector: dict[str, str]
@@ -201,6 +203,7 @@ class ModelDeployment:
         """One version, warm, with another one in memory `beside` it. Raises before anything is read where it does not
         fit, and before it answers where it is not fit to serve.
         """
+        check_signed(self._store, artifact, self._arguments.signed_by)
         recipe = _import(self._arguments.recipe)
         device = pick_device()
         for limit in self._limits(beside):

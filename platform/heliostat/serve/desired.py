@@ -7,12 +7,12 @@ import io
 import zipfile
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliostat.definition import Application
-from heliostat.errors import AppError, ObjectMissing
+from heliostat.errors import AppError, CorruptArtifact
 from heliostat.settings import Settings
-from heliostat.store import Store
+from heliostat.store import Store, get_many
 
 RECIPES = ("serve_apps", "train_jobs")
 
@@ -50,13 +50,19 @@ def remove(store: Store, name: str) -> None:
 
 
 def read_desired(store: Store) -> list[DesiredApp]:
+    """Every application that is wanted, by name.
+
+    Raises CorruptArtifact for a record that cannot be read: passed over, its application would be taken down.
+    """
+    keys = [info.key for info in store.list("apps/") if info.key.endswith("/desired.json")]
     found = []
-    for info in store.list("apps/"):
-        if info.key.endswith("/desired.json"):
-            try:
-                found.append(DesiredApp.model_validate_json(store.get(info.key).data))
-            except ObjectMissing:
-                continue
+    for key, blob in get_many(store, keys):
+        try:
+            found.append(DesiredApp.model_validate_json(blob.data))
+        except ValidationError as error:
+            raise CorruptArtifact(
+                "what is wanted of an application cannot be read", where=key, do="heliostat app deploy"
+            ) from error
     return sorted(found, key=lambda app: app.name)
 
 

@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliostat.errors import ObjectExists, ObjectMissing, UsageError
 from heliostat.names import check_name
@@ -120,12 +120,12 @@ def revoke_key(store: Store, name: str) -> None:
 
 
 def read_keys(store: Store, names: Sequence[str]) -> tuple[StoredKey, ...]:
-    """The named keys that exist; a name without a key opens nothing."""
+    """The named keys that exist; a name without a key opens nothing, nor does a key that cannot be read."""
     found = []
     for name in names:
         try:
             found.append(StoredKey.model_validate_json(store.get(_path(name)).data))
-        except ObjectMissing:
+        except (ObjectMissing, ValidationError):
             continue
     return tuple(found)
 

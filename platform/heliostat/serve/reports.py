@@ -8,12 +8,12 @@ writer, the replica.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from heliostat.errors import ObjectMissing
 from heliostat.promote.tally import Tally
-from heliostat.store import Store
+from heliostat.store import Store, get_many
 
 # A replica that has not reported for this long is taken for gone.
 FRESH_S = 8.0
@@ -51,11 +51,9 @@ def remove_report(store: Store, app: str, replica: str) -> None:
 def read_reports(store: Store, app: str) -> list[ReplicaReport]:
     """Every report of the application, of replicas that are gone too."""
     found = []
-    for info in store.list(f"apps/{app}/replicas/"):
-        try:
-            found.append(ReplicaReport.model_validate_json(store.get(info.key).data))
-        except ObjectMissing:  # removed since it was listed
-            continue
+    for _, blob in get_many(store, [info.key for info in store.list(f"apps/{app}/replicas/")]):
+        with suppress(ValidationError):  # another release's
+            found.append(ReplicaReport.model_validate_json(blob.data))
     return found
 
 

@@ -19,7 +19,7 @@ from heliostat.definition import ClusterDefinition
 from heliostat.errors import JobError, ObjectMissing, SwapLost
 from heliostat.names import check_segment
 from heliostat.plan import fabric
-from heliostat.store import Store
+from heliostat.store import Blob, Store, get_many
 from heliostat.train.job import FALLBACK
 from heliostat.train.submit import JobRow, SubmittedJob, job_request
 
@@ -105,7 +105,8 @@ def enqueue(store: Store, job: QueuedJob, *, living: Collection[str]) -> Submitt
 
 def read_queue(store: Store) -> list[QueuedJob]:
     """Those that wait and those that run, oldest first."""
-    found = [job for info in store.list("queue/jobs/") if (job := _read(store, info.key)) is not None]
+    blobs = get_many(store, [info.key for info in store.list("queue/jobs/")])
+    found = [job for _, blob in blobs if (job := _parse(blob)) is not None]
     return sorted(found, key=lambda job: (job.submitted_at, job.job_id))
 
 
@@ -144,7 +145,15 @@ def queue_rows(store: Store) -> list[JobRow]:
     """The jobs that Ray does not know yet, with why each waits."""
     waits = read_state(store).waits
     return [
-        JobRow(job.job_id, job.run, QUEUED, job.request["entrypoint"], None, None, waits.get(job.job_id, JUST_CAME))
+        JobRow(
+            job.job_id,
+            job.run,
+            QUEUED,
+            str(job.request.get("entrypoint", "")),
+            None,
+            None,
+            waits.get(job.job_id, JUST_CAME),
+        )
         for job in read_queue(store)
         if job.started_at is None
     ]
@@ -155,8 +164,15 @@ JUST_CAME = "the controller has not looked at it yet"
 
 def _read(store: Store, key: str) -> QueuedJob | None:
     try:
-        return QueuedJob.model_validate_json(store.get(key).data)
-    except (ObjectMissing, ValidationError):
+        return _parse(store.get(key))
+    except ObjectMissing:
+        return None
+
+
+def _parse(blob: Blob) -> QueuedJob | None:
+    try:
+        return QueuedJob.model_validate_json(blob.data)
+    except ValidationError:
         return None
 
 

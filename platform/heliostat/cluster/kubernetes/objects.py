@@ -197,12 +197,29 @@ def load(paths: Iterable[Path]) -> list[Object]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_deep, is_too_large
+
     paths = list(paths)
     objects: list[Object] = []
     for file in _files(paths):
         try:
-            documents = list(YAML(typ="safe", pure=True).load_all(file.read_text()))
-        except YAMLError as error:
+            text = file.read_text(encoding="utf-8")
+            if is_too_deep(text):
+                raise RecursionError
+            if any(is_too_large(node) for node in YAML(typ="safe", pure=True).compose_all(text)):
+                raise UsageError(
+                    "its aliases stand for too many values, or it refers to itself", where=str(file), do="write it out"
+                )
+            documents = list(YAML(typ="safe", pure=True).load_all(text))
+        except OSError as error:
+            raise UsageError(f"it cannot be read: {error.strerror}", where=str(file)) from error
+        except RecursionError as error:
+            raise UsageError(
+                "it is nested too deep, or refers to itself", where=str(file), do="write it out"
+            ) from error
+        except UsageError:
+            raise
+        except (YAMLError, *PARSER_ERRORS) as error:
             raise UsageError(f"this is not YAML: {error}", where=str(file)) from error
         objects += check_objects([d for d in documents if d is not None], where=str(file))
     if not objects:

@@ -157,11 +157,19 @@ def read_documents(text: str, file: str) -> list[Document]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    from heliostat.definition.yaml_size import PARSER_ERRORS, is_too_deep, is_too_large
+
     if re.search(r"^\s*\{\{", text, re.MULTILINE):
         raise UsageError("this is a Helm template, not yet YAML", where=file, do="check what helm template prints")
+    if is_too_deep(text):
+        raise UsageError("it is nested too deep, or refers to itself", where=file, do="write it out")
     try:
-        values = list(YAML(typ="safe", pure=True).load_all(text))
         nodes = list(YAML(typ="rt", pure=True).compose_all(text))
+        if any(is_too_large(node) for node in nodes):
+            raise UsageError(
+                "its aliases stand for too many values, or it refers to itself", where=file, do="write it out"
+            )
+        values = list(YAML(typ="safe", pure=True).load_all(text))
         return [
             Document(value, dict(_lines(node, "")), file, frozenset(_blocks(node, "")))
             for value, node in zip(values, nodes, strict=False)
@@ -169,7 +177,9 @@ def read_documents(text: str, file: str) -> list[Document]:
         ]
     except RecursionError as error:
         raise UsageError("it is nested too deep, or refers to itself", where=file, do="write it out") from error
-    except (YAMLError, ValueError) as error:
+    except UsageError:
+        raise
+    except (YAMLError, *PARSER_ERRORS) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}, line {mark.line + 1}" if mark else file
         raise UsageError(f"not YAML: {getattr(error, 'problem', None) or error}", where=place, do="mend it") from error

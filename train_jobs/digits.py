@@ -143,7 +143,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=Config.epochs)
     parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--checkpoint-every", type=int, default=200, metavar="STEPS")
+    parser.add_argument(
+        "--checkpoint-every", type=int, metavar="STEPS", help="instead of the interval that loses the least time"
+    )
     parsed = parser.parse_args(arguments)
     try:
         trained = run(

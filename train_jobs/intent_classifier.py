@@ -208,7 +208,9 @@ def parse(arguments: list[str]) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--min-workers", type=int, help="go on with as few while the group has no more nodes")
     parser.add_argument("--standby", type=int, default=0, help="workers held beside, to replace a lost one at once")
-    parser.add_argument("--checkpoint-every", type=int, default=20, metavar="STEPS")
+    parser.add_argument(
+        "--checkpoint-every", type=int, metavar="STEPS", help="instead of the interval that loses the least time"
+    )
     parsed = parser.parse_args(arguments)
     if bool(parsed.train) != bool(parsed.test):
         raise UsageError("--train and --test go together", do="give both files, or neither")

@@ -320,7 +320,9 @@ def parse(arguments: list[str]) -> tuple[Config, argparse.Namespace]:
         parser.add_argument(f"--{field.name}", type=kind, default=field.default, choices=choices)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--min-workers", type=int, help="go on with as few while the group has no more nodes")
-    parser.add_argument("--checkpoint-every", type=int, default=20, metavar="STEPS")
+    parser.add_argument(
+        "--checkpoint-every", type=int, metavar="STEPS", help="instead of the interval that loses the least time"
+    )
     parsed = parser.parse_args(arguments)
     config = Config(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Config)})
     if config.lora and config.sharding != "ddp":

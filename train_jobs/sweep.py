@@ -25,6 +25,7 @@ from heliostat.settings import Settings, load
 from heliostat.store import Store
 from heliostat.train.context import OUTPUT_META
 from heliostat.train.job import RUN, TrainedModel, run, trained_model
+from heliostat.train.ray_train import filesystem
 from train_jobs import intent_classifier
 from train_jobs.intent_classifier import Config
 
@@ -87,7 +88,7 @@ def search(config: Config, options: argparse.Namespace, sweep: str, settings: Se
         tune.PlacementGroupFactory([{"CPU": 0.01}], bundle_label_selector=[{"heliostat.io/role": "head"}]),
     )
     place = f"{settings.store.bucket}/runs/{sweep}/tune"
-    files = _filesystem(settings)
+    files = filesystem(settings.store)
     if tune.Tuner.can_restore(f"{place}/{sweep}", storage_filesystem=files):
         tuner = tune.Tuner.restore(
             f"{place}/{sweep}",
@@ -149,20 +150,6 @@ def hand_in(store: Store, sweep: str, rows: list[dict[str, Any]]) -> TrainedMode
     if made is None:
         raise JobFailed("the sweep's output is gone", where=f"run {sweep}", do="submit the same run again")
     return made
-
-
-def _filesystem(settings: Settings) -> Any:  # Any: pyarrow ships no types
-    from pyarrow.fs import S3FileSystem
-
-    keys = settings.store
-    options: dict[str, Any] = {"region": keys.region}
-    if keys.access_key_id and keys.secret_access_key:
-        options["access_key"] = keys.access_key_id
-        options["secret_key"] = keys.secret_access_key.get_secret_value()
-    if keys.endpoint:
-        scheme, _, host = keys.endpoint.partition("://")
-        options |= {"endpoint_override": host, "scheme": scheme}
-    return S3FileSystem(**options)
 
 
 def parse(arguments: list[str]) -> tuple[Config, argparse.Namespace]:

@@ -30,9 +30,10 @@ from heliostat.cluster.listeners import listeners
 from heliostat.cluster.processes import owned
 from heliostat.errors import HeliostatError
 from heliostat.events import Event, read_spool
+from heliostat.meter.report import Line
 from heliostat.registry import Artifact
 from heliostat.sdk import Platform
-from heliostat.show import print_cost, print_table
+from heliostat.show import print_report, print_table
 from heliostat.train.submit import SubmittedJob
 
 NAME = "demo"
@@ -367,12 +368,20 @@ def _show(platform: Platform, timeline: Timeline, *, keep: bool) -> None:
     rows = [(round(seconds, 1), what, detail) for seconds, what, detail in sorted(timeline.rows)]
     print_table(("seconds", "step", "figures"), rows, title="Timeline")
     time.sleep(2.5)  # the controller ships the last events once a second
-    groups, steps = platform.cost()
-    print_cost(groups, steps)
-    timeline.facts["gpu_seconds"] = [dataclasses.asdict(group) for group in groups]
-    timeline.facts["steps"] = [dataclasses.asdict(step) for step in steps]
+    print_report(platform.cost_report(["team", "job", "app"]))
+    groups = platform.cost_report(["group", "market"])
+    print_report(groups)
+    timeline.facts["gpu_seconds"] = [_use(dict(zip(groups.by, line.keys, strict=True)), line) for line in groups.lines]
     if keep:
         _invite(platform)
+
+
+def _use(keys: dict[str, str | None], line: Line) -> dict[str, Any]:  # Any: JSON
+    """held = starting + working + idle, and every class."""
+    starting = line.gpu_seconds.get("starting", 0.0)
+    idle = line.gpu_seconds.get("unallocated", 0.0) + line.gpu_seconds.get("unexplained", 0.0)
+    sums = {"held": line.held, "starting": starting, "working": line.held - starting - idle, "idle": idle}
+    return {**keys, **sums, "classes": line.gpu_seconds}
 
 
 def _write_report(path: Path, timeline: Timeline) -> None:

@@ -30,6 +30,7 @@
       JobError
         JobFailed
         TrainingSuperseded   another attempt of the run has taken over
+        BudgetSpent          the team or the project has used what it may
       AppError
         AppNotReady
 
@@ -236,6 +237,10 @@ class FabricTooSlow(JobError):
 
 class TrainingSuperseded(JobError):
     """Raised in a worker that was taken for dead: another attempt of its run goes on."""
+
+
+class BudgetSpent(JobError):
+    """The team's or the project's budget of this month is used up; nothing was submitted."""
 
 
 class AppError(HeliostatError):

@@ -75,6 +75,18 @@ KINDS = {
     "waste_warned": "It will be ended, and when.",
     "waste_acted": "It was scaled to zero or ended; with dry_run it would have been.",
     "waste_ended": "It works again, or is gone.",
+    "budget_spent": "A budget is used up: what it holds back, and why.",
+    "budget_open": "It has room again.",
+    "run_paused": "A training is paused, and why.",
+    "run_unpaused": "It goes on.",
+    "deadline": "What a deadline job has cost when it ended, and how much time was left.",
+    "market": "A deadline job moves between spot and on-demand.",
+    "checkpoint_interval": "How often a training saves from now on, and by what figures.",
+    "data_wait": "Steps waited for data.",
+    "gang_started": "A gang of workers is asked for.",
+    "keeper_ended": "The process that holds a node's GPU for a training has ended.",
+    "node_sample": "What a node's devices do at a moment: duty, memory, power, what is free.",
+    "replica_busy": "How long a replica has answered since the event before, by team.",
 }
 """Every kind that the package emits, and what happened. The reference is made from it."""
 

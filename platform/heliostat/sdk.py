@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -21,17 +22,28 @@ from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import ValidationError
+
 from heliostat import flow
+from heliostat.allowance import read_allowance
 from heliostat.cluster import embedded, reclaim
 from heliostat.cluster.nodes import NodeRecord, read_nodes, set_capacity
 from heliostat.commit import Moved
-from heliostat.definition import Application, ClusterDefinition
+from heliostat.definition import Application, Budget, ClusterDefinition
 from heliostat.definition import load as load_definition
-from heliostat.errors import AppNotReady, ClusterNotUp, JobError, JobFailed, SettingsError, UnknownModel, UsageError
+from heliostat.errors import (
+    AppNotReady,
+    BudgetSpent,
+    ClusterNotUp,
+    JobError,
+    JobFailed,
+    SettingsError,
+    UnknownModel,
+    UsageError,
+)
 from heliostat.events import Event, read_events
 from heliostat.flow import Flow
-from heliostat.meter.reckon import GroupUse, StepCount, count_steps, reckon
-from heliostat.names import check_name, version_name
+from heliostat.names import check_name, check_segment, version_name
 from heliostat.promote.gate import Verdict, last_verdict
 from heliostat.promote.records import PRODUCTION, read_release
 from heliostat.promote.release import Entry, Release
@@ -75,15 +87,27 @@ from heliostat.tables import Rows, table
 from heliostat.train import queue as job_queue
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
+from heliostat.train.logs import read_logs
+from heliostat.train.progress import Progress as RunProgress
+from heliostat.train.progress import read_progress
 from heliostat.train.submit import JobRow, SubmittedJob
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from heliostat.definition import WasteRules
     from heliostat.meter.advise import Advice
+    from heliostat.meter.budget import Granted, Standing
+    from heliostat.meter.economics import Month, UnitCost
+    from heliostat.meter.energy import Energy
+    from heliostat.meter.prices import GpuPrice
     from heliostat.meter.report import Report
     from heliostat.meter.waste import Finding as Waste
     from heliostat.meter.waste import Told
+    from heliostat.plan.policy.traces import Window
     from heliostat.plan.why import Snapshot
+    from heliostat.train.market import Terms
+    from heliostat.train.rehearsal import RealOutcome
 
 Progress = Callable[[str], None]
 KEEP = Retention()
@@ -195,7 +219,11 @@ def up(definition: Path, *, name: str | None = None, progress: Progress = lambda
     wanted = load_definition(definition)
     if name is not None:
         wanted = wanted.model_copy(update={"name": check_name(name, what="cluster name")})
-    return Platform(embedded.up(wanted, definition, progress=progress))
+    from heliostat.meter.budget import apply_definition
+
+    platform = Platform(embedded.up(wanted, definition, progress=progress))
+    apply_definition(platform.store, wanted.budgets, who=_user(), now=time.time())
+    return platform
 
 
 class Platform:
@@ -312,11 +340,6 @@ class Platform:
         """Every event in the store, by time."""
         return read_events(self.store)
 
-    def cost(self) -> tuple[list[GroupUse], list[StepCount]]:
-        """GPU-seconds of each group by nodes' lives, and steps of each run; `cost_report` has the full ledger."""
-        events = self.events()
-        return reckon(events, now=time.time()), count_steps(events)
-
     def cost_report(
         self,
         by: Sequence[str] = ("group", "market"),
@@ -331,15 +354,120 @@ class Platform:
         The ledger is brought up to now first. `prices` is a file as heliostat.meter.prices.read_prices takes it; else
         the catalogue's prices count.
         """
-        from heliostat.meter import ledger
-        from heliostat.meter.prices import from_catalogue, read_prices
-        from heliostat.meter.report import check_dimensions, columns_of, places, report
+        from heliostat.meter.report import check_dimensions, columns_of, report
 
         check_dimensions(by)
+        rows, known = self._ledger(since, until, prices, columns_of(by), progress=progress)
+        return report(rows, by=by, prices=known)
+
+    def unit_costs(
+        self,
+        by: Sequence[str] = ("app",),
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        prices: Path | None = None,
+    ) -> list[UnitCost]:
+        """What 1,000 requests, a million tokens or a run cost; see `heliostat.meter.economics.unit_costs`."""
+        from heliostat.meter.economics import unit_costs
+        from heliostat.meter.ledger import read_counts
+        from heliostat.meter.report import check_dimensions, columns_of
+
+        check_dimensions(by)
+        rows, known = self._ledger(since, until, prices, columns_of(by))
+        return unit_costs(rows, read_counts(self.store, since=since, until=until), by=by, prices=known)
+
+    def month(self, *, prices: Path | None = None) -> Month:
+        """This month so far, and where it will end."""
+        from heliostat.meter.economics import month
+        from heliostat.meter.report import columns_of
+
+        rows, known = self._ledger(_first_of_month(), None, prices, columns_of(("job", "market", "instance")))
+        return month(rows, now=time.time(), prices=known)
+
+    def energy(
+        self,
+        by: Sequence[str] = ("team",),
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        grams_per_kwh: float | None = None,
+        pue: float = 1.0,
+    ) -> list[Energy]:
+        """Energy and CO2; see `heliostat.meter.energy`."""
+        from heliostat.meter.energy import energy
+        from heliostat.meter.ledger import read_counts
+        from heliostat.meter.report import check_dimensions, columns_of
+
+        check_dimensions(by)
+        rows, _ = self._ledger(since, until, None, columns_of((*by, "group", "instance")))
+        counts = read_counts(self.store, since=since, until=until)
+        return energy(rows, counts, by=by, grams_per_kwh=grams_per_kwh, pue=pue)
+
+    def focus(
+        self, *, since: date | None = None, until: date | None = None, prices: Path | None = None
+    ) -> tuple[str, float]:
+        """(a FOCUS data set as CSV, GPU-hours that have no price and are left out)."""
+        from heliostat.meter.focus import focus_rows, to_focus_csv, unpriced_gpu_hours
+
+        rows, known = self._ledger(since, until, prices, None)
+        text = to_focus_csv(focus_rows(rows, cluster=self.settings.cluster, prices=known))
+        return text, unpriced_gpu_hours(rows, known)
+
+    def budgets(self, *, prices: Path | None = None) -> list[Standing]:
+        """Every budget of this month and how it stands now."""
+        from heliostat.meter.budget import read_budgets, standings
+        from heliostat.meter.report import columns_of
+
+        rows, known = self._ledger(_first_of_month(), None, prices, columns_of(("team", "project", "day")))
+        return standings(rows, read_budgets(self.store), now=time.time(), prices=known)
+
+    def set_budget(
+        self,
+        name: str,
+        *,
+        why: str,
+        gpu_hours: float | None = None,
+        usd: float | None = None,
+        at_limit: str | None = None,
+    ) -> Granted:
+        """Set or raise a budget, named team/NAME or project/NAME. What is not given stays as it was."""
+        from heliostat.meter.budget import grant, read_budgets
+
+        before = next((granted.budget for granted in read_budgets(self.store) if granted.key == name), Budget())
+        given = {"gpu_hours": gpu_hours, "usd": usd, "at_limit": at_limit}
+        try:
+            wanted = Budget.model_validate(
+                {**before.model_dump(), **{key: value for key, value in given.items() if value is not None}}
+            )
+        except ValidationError as error:
+            said = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
+            raise UsageError(said, where=name, do="at_limit is tell, refuse or pause; limits are above 0") from None
+        if wanted.gpu_hours is None and wanted.usd is None:
+            raise UsageError("a budget needs a limit", where=name, do="give --gpu-hours, --usd or both")
+        return grant(self.store, name, wanted, who=_user(), why=why, now=time.time())
+
+    def _ledger(
+        self,
+        since: date | None,
+        until: date | None,
+        prices: Path | None,
+        columns: Sequence[str] | None,
+        *,
+        progress: Progress = lambda _: None,
+    ) -> tuple[pa.Table, Sequence[GpuPrice]]:
+        """(rows of those days, prices), the ledger brought up to now."""
+        from heliostat.meter import ledger
+        from heliostat.meter.prices import from_catalogue, read_prices
+        from heliostat.meter.report import name_instances, places
+
         given = None if prices is None else read_prices(prices)
         ledger.update(self.store, now=time.time(), progress=progress)
-        rows = ledger.read(self.store, since=since, until=until, columns=columns_of(by))
-        return report(rows, by=by, prices=from_catalogue(places(rows)) if given is None else given)
+        rows = ledger.read(self.store, since=since, until=until, columns=columns)
+        with suppress(ClusterNotUp):  # a ledger can be read without its cluster
+            groups = self.definition.groups
+            rows = name_instances(rows, {name: group.instance for name, group in groups.items() if group.instance})
+        return rows, from_catalogue(places(rows)) if given is None else given
 
     def idle(self, *, after: str | None = None) -> Idle:
         """What is held now and does no useful work, by the definition's rules, or after another time without it."""
@@ -460,10 +588,19 @@ class Jobs:
     def submit(self, name: str, *, arguments: Sequence[str] = (), run: str | None = None) -> SubmittedJob:
         """Put a job of the definition into the queue; the controller starts it when it is its turn.
 
-        `run` resumes an earlier run. Raises JobError where that one is queued or running.
+        `run` resumes an earlier run. Raises JobError where that one is queued or running, BudgetSpent where there is
+        nothing left for the job's team or project.
         """
         definition = self._platform.definition
-        _known(definition.jobs, name, "job")
+        spec = _known(definition.jobs, name, "job")
+        team, project = spec.team or definition.tags.team, spec.project or definition.tags.project
+        stopped = read_allowance(self._platform.store).find(team, project, time.time())
+        if stopped is not None:
+            raise BudgetSpent(
+                stopped.reason,
+                where=f"job {name}",
+                do=f"raise it: heliostat cost budget set team/{team} --gpu-hours N --why REASON",
+            )
         package = desired.package(self._platform.settings)
         job = job_queue.wanted(definition, name, arguments=arguments, run=run, package=package, now=time.time())
         living = {row.job_id: row.run for row in self.list() if row.status not in jobs_api.FINISHED}
@@ -479,10 +616,22 @@ class Jobs:
         return job_queue.queue_rows(self._platform.store) if self._platform.has_store else ()
 
     def logs(self, job_id: str) -> str:
-        """What the job has printed. Raises JobError for one that waits in the queue, or is not known."""
+        """What the job has printed. Of a job that Ray has forgotten, with its cluster or without, what is in the store;
+        a run's name gives all of its jobs'.
+        """
         if (waits := self._queued(job_id)) is not None:
             raise JobError(f"job {job_id} has not started: {waits}", do="heliostat job list")
-        return jobs_api.logs(self._platform.settings, job_id)
+        try:
+            return jobs_api.logs(self._platform.settings, job_id)
+        except (ClusterNotUp, JobError):
+            kept = read_logs(self._platform.store, check_segment(job_id, what="job"))
+            if kept is None:
+                raise
+            return kept
+
+    def progress(self, run: str) -> RunProgress | None:
+        """How far the run is, or was when it ended, with its curve; None while nothing is known."""
+        return read_progress(self._platform.store, check_segment(run, what="run"))
 
     def stop(self, job_id: str) -> None:
         """Stop it, or take it out of the queue; submitting its run again resumes from the newest checkpoint."""
@@ -494,6 +643,25 @@ class Jobs:
     def _queued(self, job_id: str) -> str | None:
         """Why it waits in the queue; None where it does not."""
         return next((row.why for row in self._queue() if row.job_id == job_id), None)
+
+    def rehearse(
+        self,
+        name: str,
+        terms: Terms,
+        window: Window,
+        *,
+        arguments: Sequence[str] = (),
+        progress: Progress = lambda _: None,
+    ) -> RealOutcome:
+        """Run the job once, as a deadline job, on the embedded cluster with spot as the window has it."""
+        from heliostat.train.rehearsal import rehearse_for_real
+
+        settings = self._platform.settings
+        spec = _known(self._platform.definition.jobs, name, "job")
+        package = desired.package(settings)
+        return rehearse_for_real(
+            settings, name, spec, terms, window, arguments=[*arguments], package=package, progress=progress
+        )
 
     def wait(self, job: SubmittedJob, *, limit_s: float = 3600, on_status: Progress = lambda _: None) -> TrainedModel:
         """Until the job has succeeded; then what it trained. Raises JobFailed."""
@@ -856,6 +1024,10 @@ def _known(entries: Mapping[str, T], name: str, kind: str) -> T:
             f"the definition has no {kind} {name!r}", do=f"one of: {', '.join(sorted(entries)) or 'none is defined'}"
         )
     return entries[name]
+
+
+def _first_of_month() -> date:
+    return datetime.now(UTC).date().replace(day=1)
 
 
 def _user() -> str:

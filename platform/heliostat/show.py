@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliostat.errors import HeliostatError
-    from heliostat.meter.reckon import GroupUse, StepCount
+    from heliostat.meter.report import Line, Report
 
 
 def print_json(value: Any) -> None:  # Any: whatever a command returns
@@ -79,12 +79,32 @@ def print_error(error: HeliostatError) -> None:
         print(f"  do:    {error.do}", file=sys.stderr)  # noqa: T201
 
 
-def print_cost(groups: Sequence[GroupUse], steps: Sequence[StepCount]) -> None:
-    print_table(
-        ("group", "market", "nodes", "GPU-s held", "starting", "working", "idle"),
-        [(g.group, g.market, g.nodes, g.held, g.starting, g.working, g.idle) for g in groups],
-    )
-    if steps:
-        print_table(
-            ("run", "steps", "recomputed", "resumes"), [(s.run, s.completed, s.recomputed, s.reclaims) for s in steps]
+def print_report(made: Report) -> None:
+    """GPU-seconds, or GPU-hours where there are many; warnings on stderr."""
+    from heliostat.meter.report import columns
+
+    hours = made.total.held >= 100 * 3600
+    unit = 3600 if hours else 1
+    used = columns(made)
+
+    def cells(line: Line, keys: tuple[str | None, ...]) -> tuple[object, ...]:
+        usd = f"{line.usd:,.2f}" if line.unpriced_gpu_seconds < line.held or line.usd else None
+        useful = f"{line.useful / line.held:.0%}" if line.held else None
+        return (*keys, *(line.gpu_seconds.get(use, 0.0) / unit for use in used), line.held / unit, useful, usd)
+
+    rows = [cells(line, line.keys) for line in made.lines]
+    rows.append(cells(made.total, ("total", *[""] * (len(made.by) - 1))))
+    names = [use.replace("_", " ") for use in used]
+    print_table((*made.by, *names, "held", "useful", "USD"), rows, title="GPU-hours" if hours else "GPU-seconds")
+    if made.total.unpriced_gpu_seconds > 1e-6:
+        print_progress(
+            f"{made.total.unpriced_gpu_seconds / 3600:,.2f} GPU-hours have no price: name the group's instance in the "
+            "definition, or give --prices FILE"
+        )
+    if made.total.overlap_gpu_seconds > 1e-6:
+        print_progress(f"warning: {made.total.overlap_gpu_seconds:,.1f} GPU-seconds were told twice; they count once")
+    for price in made.prices:
+        print_progress(
+            f"{price.instance} {price.market}: {price.usd_per_gpu_hour:.4g} USD a GPU-hour "
+            f"({price.source}, {price.date})"
         )

@@ -38,7 +38,7 @@ def run_once(kill_after_s: float | None, log: Path) -> tuple[int, float]:
     with log.open("ab") as out:
         process = subprocess.Popen(COMMAND, stdout=out, stderr=out, cwd=world.ROOT)
         try:
-            process.wait(kill_after_s if kill_after_s is not None else 240)
+            process.wait(kill_after_s if kill_after_s is not None else 300)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -62,7 +62,7 @@ def count(platform: Any) -> dict[str, Any]:
         "versions": len(platform.models.versions(APP)),
         "verdicts_by_the_flow": verdicts.count(flow.id),
         "alias_moves": 0 if alias is None else len(alias.history),
-        "release": [entry.state for entry in platform.apps.history(APP)],
+        "release": [] if flow.release is None else [entry.state for entry in platform.apps.history(APP)],
         "production": None if alias is None else alias.version,
     }
 

@@ -328,6 +328,12 @@ def ratios(samples: dict[str, list[Sample]], name: str) -> list[float]:
     return [raw.wall_s / own.wall_s for raw, own in zip(samples[raw_of(samples)], samples[name], strict=True)]
 
 
+def fastest(samples: dict[str, list[Sample]], name: str) -> float:
+    """The fastest round of raw over the fastest of this case: what noise of the machine leaves."""
+    raw, own = (min(sample.wall_s for sample in samples[case]) for case in (raw_of(samples), name))
+    return raw / own
+
+
 def print_table(samples: dict[str, list[Sample]], size: int) -> None:
     print(f"{'case':<22}{'s':>7}{'GiB/s':>7}{'ratio':>7}{'  rounds':<16}{'CPU s/GiB':>10}{'memory/model':>13}")
     for name, own in samples.items():
@@ -356,6 +362,7 @@ def summary(
         "ratio_spread": {
             name: [round(pick(ratios(samples, name)), 3) for pick in (min, max)] for name in samples if name not in RAW
         },
+        "ratio_fastest": {name: round(fastest(samples, name), 3) for name in ("unverified", "verified")},
         "rss_ratio": round(max(sample.rss_bytes for sample in samples["verified"]) / size, 3),
         "cpu_s_per_gib": {name: round(median(own, "cpu_s") / (size / 2**30), 3) for name, own in samples.items()},
         "ratios": {name: round(_ratio(samples, name), 3) for name in samples},

@@ -136,7 +136,7 @@ def real(minutes: float, folder: Path) -> dict[str, Any]:
     shares = json.dumps(SHARES).replace('"', "")
     pool = f"  pool: {{role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..{NODES}, idle_timeout: 60s}}\n"
     jobs: dict[str, Seen] = {}
-    halves: list[int] = []
+    looks = 0
     with cluster(folder, "queueing", shares=shares, patience=f"{PATIENCE_S:.0f}s", more=more, groups=pool) as platform:
         chance = random.Random(1)
         begun = time.time()
@@ -157,8 +157,8 @@ def real(minutes: float, folder: Path) -> dict[str, Any]:
                     steps = str(chance.randint(30, 120))
                     job = platform.jobs.submit(f"{team}-{word}", arguments=["--steps", steps])
                     jobs[job.job_id] = Seen(job.job_id, team, spec.nodes, spec.priority, time.time())
-            halves.append(_half_placed(platform))
-            if len(halves) % 20 == 1:
+            looks += 1
+            if looks % 20 == 1:
                 for row in platform.jobs.list():
                     if row.status in ("QUEUED", "RUNNING"):
                         say(f"{row.job_id} {row.status} {row.why}")
@@ -167,14 +167,20 @@ def real(minutes: float, folder: Path) -> dict[str, Any]:
         rows = {row.job_id: row for row in platform.jobs.list()}
         failed = [row.job_id for row in rows.values() if row.status == "FAILED"]
         result = summary(list(jobs.values()), now - begun, now)
-    return {**result, "failed": failed, "most_half_placed_gangs": max(halves, default=0)}
+    return {**result, "failed": failed, "most_nodes_admitted": most_at_once(list(jobs.values()), now)}
 
 
-def _half_placed(platform: Any) -> int:
-    """Gangs that hold some of their nodes and not all, as they say themselves."""
-    from heliostat.train.bounds import read_held
-
-    return sum(0 < held.nodes < held.low for held in read_held(platform.store, time.time()).values())
+def most_at_once(jobs: Sequence[Seen], now: float) -> int:
+    """Nodes of the jobs that were admitted and had not ended, at the worst moment: more than there are would mean that
+    one held a part and waited for the rest."""
+    begun = [job for job in jobs if job.started_at is not None]
+    return max(
+        (
+            sum(j.nodes for j in begun if (j.started_at or 0) <= at < (j.ended_at or now))
+            for at in (job.started_at or 0 for job in begun)
+        ),
+        default=0,
+    )
 
 
 def main() -> int:

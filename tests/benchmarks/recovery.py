@@ -1,6 +1,6 @@
 """What a lost spot node costs a training: Heliostat beside plain Ray Train, in one harness.
 
-    python tests/benchmarks/recovery.py [--kills 4] [--notices 1] [--every 10] [--seed 0]
+    python tests/benchmarks/recovery.py [--kills 4] [--notices 1] [--every 10] [--seed 0] [--keep FILE]
 
 The real intent job (recipe v1, two workers) runs on an embedded cluster with one warm spare node. At random moments
 every process of a node that trains is killed with SIGKILL: without a word, and then once more with a notice of 30 s.
@@ -8,7 +8,10 @@ The other side is tests/benchmarks/plain_ray_train.py, the same model, data and 
 a cluster with Ray's own defaults for finding dead nodes, with the same spare node and the same kind of moments.
 
 Printed for each kill: seconds from the kill to the next completed step, steps computed again, and for ours where the
-time went. Ours is also run once undisturbed: the final weights of every disturbed run must have the same sha256.
+time went. Ours is also run once undisturbed: the final loss and the sha256 of the final weights of every disturbed run
+must be the same. With --keep the blows of earlier runs, under other seeds, are counted as well: twenty kills take
+longer than a machine can be kept quiet.
+
 The last line is JSON. `vs_plain_ray`: our median seconds over plain's. Exit 1 where a weight differs or a loss cost
 more than the interval.
 """
@@ -36,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat import sdk
-from heliostat.cluster import embedded, processes, ray_env, reclaim
+from heliostat.cluster import embedded, ports, processes, ray_env, reclaim
 from heliostat.cluster.nodes import NodeRecord
 from heliostat.events import Event, read_spool
 from heliostat.sdk import Platform
@@ -116,7 +119,7 @@ class Side:
 
 
 def run_side(side: Side, *, blows: int, notice_s: float, rng: random.Random) -> tuple[list[Blow], list[str]]:
-    """(what each blow cost, the sha256 of the final weights of every run) over as many runs as the blows take."""
+    """(what each blow cost, the final weights' sha256 and loss of every run) over as many runs as the blows take."""
     found: list[Blow] = []
     weights: list[str] = []
     while True:
@@ -140,12 +143,12 @@ def run_side(side: Side, *, blows: int, notice_s: float, rng: random.Random) -> 
             at_least = 12 + rng.randrange(15)
         for thread in threads:
             thread.join()
-        _measure(side.events(job), mine)
+        _measure(side.events(job), mine, plain=side.plain)
         for blow in mine:
             _tell(side, blow)
         found += mine
         if not side.plain:
-            weights.append(side.platform.jobs.result(job.run).manifest.files["model.safetensors"].sha256)
+            weights.append(_result(side, job))
         if len(found) >= blows:
             return found, weights
 
@@ -188,7 +191,14 @@ def _is_ending(steps: list[Event], notice_s: float) -> bool:
     return left < (15 if not notice_s else 60)
 
 
-def _measure(events: list[Event], blows: list[Blow]) -> None:
+def _result(side: Side, job: SubmittedJob) -> str:
+    """The sha256 of the final weights, and the loss of the last step."""
+    digest = side.platform.jobs.result(job.run).manifest.files["model.safetensors"].sha256
+    last = [event for event in side.events(job) if event.kind == "step"][-1]
+    return f"{digest} {last.fields['loss']}"
+
+
+def _measure(events: list[Event], blows: list[Blow], *, plain: bool) -> None:
     steps = [event for event in events if event.kind == "step"]
     for blow in blows:
         before = [event for event in steps if event.time_s <= blow.at]
@@ -207,7 +217,7 @@ def _measure(events: list[Event], blows: list[Blow]) -> None:
             blow.before_deadline = first.time_s < blow.at + blow.notice_s
         else:
             blow.seconds = first.time_s - blow.at
-            blow.phases = _phases(events, blow.at, first)
+            blow.phases = {} if plain else _phases(events, blow.at, first)
 
 
 def _phases(events: list[Event], at: float, first: Event) -> dict[str, float]:
@@ -259,6 +269,8 @@ def _cluster(name: str, *, plain: bool) -> Iterator[Platform]:
     project.mkdir()
     for folder in ("train_jobs", "serve_apps", "platform"):
         (project / folder).symlink_to(ROOT / folder)
+    # Port 8265 may be wanted by another cluster that starts at the same moment.
+    text += f"\nports:\n  dashboard: {ports.choose('auto', preferred=None, field='ports.dashboard', taken=set())}\n"
     (project / "spot.yaml").write_text(text)
     os.environ["HELIOSTAT_HOME"] = str(home)
     original = ray_env.head_environment
@@ -294,6 +306,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--standby", type=int, default=0, help="workers that ours holds on the spare node")
     parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("--keep", type=Path, help="a file of the blows so far: they are counted, and this run's added")
     parser.add_argument("--side", choices=("ours", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--into", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -309,6 +322,8 @@ def main() -> int:
         return 0
     ours = _in_process(options, "ours")
     plain = {"kills": [], "notices": []} if options.ours_only else _in_process(options, "plain")
+    found = _with_earlier(options.keep, {"ours": ours, "plain": plain})
+    ours, plain = found["ours"], found["plain"]
     kills, notices = _blows(ours["kills"]), _blows(ours["notices"])
     equal = set(ours["weights"]) == {ours["undisturbed"]}
     result = {
@@ -370,6 +385,20 @@ def _in_process(options: argparse.Namespace, side: str) -> dict[str, Any]:
             process.terminate()
             process.wait()
         return dict(json.loads(into.read_text()))
+
+
+def _with_earlier(keep: Path | None, found: dict[str, Any]) -> dict[str, Any]:
+    if keep is None:
+        return found
+    if keep.exists():
+        earlier = json.loads(keep.read_text())
+        for side, parts in found.items():
+            for name in ("kills", "notices", "weights"):
+                parts[name] = earlier[side].get(name, []) + parts.get(name, [])
+        if earlier["ours"]["undisturbed"] != found["ours"]["undisturbed"]:
+            raise SystemExit(f"{keep} holds runs of another length or of other data")
+    keep.write_text(json.dumps(found))
+    return found
 
 
 def _blows(rows: list[dict[str, Any]]) -> list[Blow]:

@@ -40,7 +40,7 @@ DEFINITION = """
 name: releases
 head: {{cpus: 2}}
 groups:
-  serve: {{role: serving, market: on-demand, accelerator: L4, cpus: 1, gpus: 1, nodes: {nodes}, idle_timeout: 10m}}
+  serve: {{role: serving, market: on-demand, cpus: 1, gpus: 1, nodes: {nodes}, idle_timeout: 10m}}
 store: {{kind: embedded, bucket: heliostat}}
 applications:
   intents:
@@ -264,7 +264,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         platform = sdk.up(project / "bench.yaml", progress=lambda line: print(f"  {line}", file=sys.stderr))
         try:
             first, _ = publish(platform, 1)
-            platform.apps.deploy(APP)
+            deploy_on_l4(platform)
             platform.apps.release(APP, first, why="the first one")
             world.wait_answered(platform, platform.apps.url(APP), {"text": TEXTS[0]})
             found: dict[str, Any] = {"machine": world.this_machine(), "rate_per_s": options.rate}
@@ -278,6 +278,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             if options.keep_logs is not None:
                 keep_logs(platform, options.keep_logs)
             platform.down()
+
+
+def deploy_on_l4(platform: Any) -> None:
+    """As `platform.apps.deploy`, with the memory that a group of L4s declares for a replica."""
+    from heliostat.plan import catalogue
+    from heliostat.serve import desired
+
+    spec = platform.definition.applications[APP]
+    limit = catalogue.load().accelerator("L4").usable_bytes
+    desired.deploy(platform.store, platform.settings, APP, spec, groups=("serve",), vram_bytes=limit)
 
 
 def keep_logs(platform: Any, into: Path) -> None:

@@ -158,6 +158,18 @@ def notebook(platform: Any, log: Path) -> subprocess.Popen[str]:
         )
 
 
+def submit(platform: Any, name: str) -> Any:
+    """Ray takes no job before the head's agent is up, which on a loaded machine comes after the dashboard."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return platform.jobs.submit(name)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 def keep_asking(platform: Any, stop: threading.Event) -> None:
     import httpx
 
@@ -209,13 +221,13 @@ def run(folder: Path, after: float, watch: float) -> int:
         publish_echo(platform)
         for app in ("asked", "unasked"):
             platform.apps.deploy(app)
-        jobs = {name: platform.jobs.submit(name) for name in ("steady", "spinning", "stalled")}
+        jobs = {name: submit(platform, name) for name in ("steady", "spinning", "stalled")}
         book = notebook(platform, folder / "notebook.log")
         assert book.stdout is not None
         for app in ("asked", "unasked"):
             world.wait_answered(platform, f"{platform.settings.serve_url}/{app}", {"text": "hello"})
         threading.Thread(target=keep_asking, args=(platform, stop), daemon=True).start()
-        if not book.stdout.readline().startswith("ready"):
+        if not any(line.startswith("ready") for line in iter(book.stdout.readline, "")):  # Ray prints between the lines
             raise SystemExit((folder / "notebook.log").read_text()[-2000:])
         world.until(lambda: all(_steps(platform, job.run) >= 3 for job in jobs.values()), "three steps of each run")
         print("everything runs", file=sys.stderr)

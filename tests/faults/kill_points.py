@@ -42,7 +42,7 @@ from heliostat.registry import (
 )
 from heliostat.settings import StoreSettings
 from heliostat.store import Store
-from tests.faults import release_points
+from tests.faults import flow_points, release_points
 from tests.faults.store_proxy import Action, Request, StoreProxy, upstream_of
 
 META = ArtifactMetadata(
@@ -130,11 +130,17 @@ def _prepare_release(store: Store, model: str) -> None:
     release_points.deploy(store, model)
 
 
+def _prepare_flow(store: Store, model: str) -> None:
+    _prepare_release(store, model)
+    flow_points.prepare(store, model)
+
+
 OPERATIONS = {
     "publish": Operation(_prepare_publish, _publish, _published),
     "promote": Operation(_prepare_promote, _promote, _promoted),
     "sweep": Operation(_prepare_sweep, _sweep, _swept),
     "release": Operation(_prepare_release, release_points.release, release_points.released),
+    "flow": Operation(_prepare_flow, flow_points.run, flow_points.done),
     "roll-back": Operation(_prepare_release, release_points.roll_back, release_points.rolled_back),
 }
 
@@ -251,7 +257,8 @@ def _litter(store: Store, model: str) -> Iterator[str]:
     # A hold whose owner was killed ends by itself; those of deleted versions must be gone.
     dead = {info.key for info in plan.holds}
     for info in store.list(f"models/{model}"):
-        known = info.key in named or info.key.endswith("/manifest.json") or "/aliases/" in info.key
+        kept = any(part in info.key for part in ("/aliases/", "/verdicts/"))
+        known = info.key in named or info.key.endswith("/manifest.json") or kept
         if not known and ("/holds/" not in info.key or info.key in dead):
             yield f"{info.key} is left"
     if plan.uploads:

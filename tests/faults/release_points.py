@@ -47,7 +47,7 @@ def report(store: Store, app: str, **seen: Any) -> None:
     """What the one replica says; of a release, where one goes on."""
     found = read_release(store, app)
     alias = get_alias(store, app, PRODUCTION)
-    told = {"digest": "sha256:2", "shadowed": 5, "requests": 500, **seen}
+    told = {"version": 2, "digest": "sha256:2", "shadowed": 5, "requests": 500, **seen}
     write_report(
         store,
         ReplicaReport(
@@ -55,12 +55,12 @@ def report(store: Store, app: str, **seen: Any) -> None:
             replica="r",
             node="n",
             version=alias.version if alias else 0,
-            digest="sha256:x",
+            digest="sha256:x" if alias is None else resolve(store, f"{app}:v{alias.version}").digest,
             loaded_at=time.time(),
             requests=1,
             last_request_at=time.time(),
             queued_tokens=0,
-            trial=None if found is None else Tally(release=found[0].id, version=2, **told),
+            trial=None if found is None else Tally(release=found[0].id, **told),
         ),
     )
 
@@ -73,7 +73,8 @@ def play(store: Store, app: str, *, fault_when_live: bool) -> None:
         steps.release(store, app, resolve(store, f"{app}:v2"), PASSED, rules=RULES, who="ann", why="better")
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder), f"controller-{os.getpid()}")
-        world: Any = World(settings=None, store=store, serve=None, spool=spool)  # type: ignore[arg-type]  # not asked
+        nobody: Any = None  # the duty asks for neither
+        world = World(settings=nobody, store=store, serve=nobody, spool=spool)
         for _ in range(12):
             record = steps.must_read_release(store, app)
             if not record.is_under_way:

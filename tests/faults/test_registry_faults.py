@@ -30,6 +30,7 @@ SAMPLE = {
     "sweep": 16,
     "release": 24,
     "roll-back": 24,
+    "flow": 40,
 }  # each so manieth point; the benchmark runs all of them
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from heliostat.errors import JobFailed
 from heliostat.events import Event, read_spool
 from heliostat.sdk import Platform
 from heliostat.serve import desired
+from heliostat.train.job import DEADLINE
+from heliostat.train.logs import read_logs
+from heliostat.train.market import Terms
 from heliostat.train.submit import SubmittedJob, submit
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
@@ -99,6 +103,20 @@ def test_an_error_of_the_training_function_ends_the_run_at_once_with_its_own_wor
     assert len(events_of(platform, job, "attempt")) == 1  # one try
 
 
+def test_a_plain_ray_train_script_is_a_job_like_any_other(platform: Platform) -> None:
+    """On its group, its state in the store, its model published, its log kept."""
+    script = Path(__file__).with_name("ray_train_job.py")
+    spec = JobSpec(entrypoint=f"python {script}", group="train", publishes="plain")
+    job = submit(platform.settings, "plain", spec, package=desired.package(platform.settings))
+    trained = platform.jobs.wait(job, limit_s=150)
+    assert trained.metrics["weight"] == 6
+    assert trained.read(platform.store)["weight.txt"] == b"6.0"
+    assert platform.store.list(f"runs/{job.run}/ray-train")
+    assert platform.models.publish(trained, name="plain").version == 1
+    again = submit(platform.settings, "plain", spec, run=job.run, package=desired.package(platform.settings))
+    assert platform.jobs.wait(again, limit_s=120).metrics["weight"] == 6  # resumed: nothing was left to do
+
+
 def wait_for(what: Callable[[], object], *, limit_s: float, why: str) -> None:
     deadline = time.monotonic() + limit_s
     while not what():
@@ -116,7 +134,9 @@ def steps_of(platform: Platform, job: SubmittedJob) -> list[int]:
     return [int(event.fields["step"]) for event in events_of(platform, job, "step")]
 
 
-def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tmp_path: Path) -> None:
+def test_a_killed_driver_a_killed_controller_and_a_killed_store_are_outlasted(
+    platform: Platform, tmp_path: Path
+) -> None:
     """The driver is started again and resumes; the training goes on while the store is away, up to its interval."""
     data = write_csv(tmp_path / "mine.csv", copies=30)
     arguments = ["--train", str(data), "--test", str(data), "--epochs", "6", "--checkpoint-every", "10"]
@@ -129,11 +149,11 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     seen = len(steps_of(platform, job))
     wait_for(lambda: len(steps_of(platform, job)) >= seen + 5, limit_s=60, why="steps of the second driver")
 
-    store = owned_with(platform, " mini ")
-    assert store
-    processes.kill(store, signal.SIGKILL)
+    gone = owned_with(platform, " mini ") + owned_with(platform, "heliostat.controller")
+    assert len(gone) == 2
+    processes.kill(gone, signal.SIGKILL)
     time.sleep(2)
-    sdk.up(LAPTOP, name=platform.settings.cluster)  # finds the rest running, and starts the store again
+    sdk.up(LAPTOP, name=platform.settings.cluster)  # finds the rest running, and starts these two again
     try:
         platform.jobs.wait(job, limit_s=200)
     except JobFailed as error:
@@ -142,6 +162,12 @@ def test_a_killed_driver_and_a_killed_store_are_outlasted(platform: Platform, tm
     assert set(steps) == set(range(1, max(steps) + 1))
     assert len(steps) - max(steps) <= 2 * 10  # the driver's loss, and one more if the store's hit a restore
     assert "killed by signal 9; starting it again" in platform.jobs.logs(job.job_id)
+    shipped = "what the second controller ships"
+    wait_for(
+        lambda: [e for e in platform.events() if e.kind == "train_finished" and e.fields["run"] == job.run],
+        limit_s=30,
+        why=shipped,
+    )
 
 
 def test_an_elastic_run_shrinks_in_seconds_and_grows_back_without_recomputing(
@@ -218,6 +244,48 @@ def test_a_notice_costs_no_step_and_the_node_is_left_before_the_deadline(platfor
     assert left.time_s < noticed_at + 20
     assert len(events_of(platform, job, "train_resumed")) == 1
     assert "goodput:" in platform.jobs.logs(job.job_id)
+
+
+def test_a_deadline_job_buys_on_demand_when_spot_is_dry_and_goes_back(platform: Platform, tmp_path: Path) -> None:
+    """Each move after a checkpoint, so that no step is computed again; what it printed is in the store."""
+    state_dir = platform.settings.state_dir
+    assert state_dir is not None
+    data = write_csv(tmp_path / "mine.csv", copies=30)
+    terms = Terms(deadline_s=8.6 * 3600, work_s=8 * 3600, on_demand="train-on-demand", poll_s=60, speed=200)
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "14", "--workers", "1"]
+    spec = platform.definition.jobs[JOB]
+    set_capacity(state_dir, "train", 0)
+    try:
+        for node in platform.nodes():
+            if node.group == "train":
+                platform_kill(platform, node.node_id)
+        job = submit(
+            platform.settings,
+            JOB,
+            spec,
+            arguments=arguments,
+            package=desired.package(platform.settings),
+            environment={DEADLINE: json.dumps(asdict(terms))},
+        )
+        wait_for(lambda: len(steps_of(platform, job)) >= 12, limit_s=90, why="steps on demand")
+        assert [e.fields["group"] for e in events_of(platform, job, "attempt")] == ["train-on-demand"]
+    finally:
+        set_capacity(state_dir, "train", None)
+    wait_for(lambda: len(events_of(platform, job, "attempt")) > 1, limit_s=60, why="going back to spot")
+    assert events_of(platform, job, "attempt")[-1].fields["group"] == "train"
+    platform.jobs.wait(job, limit_s=120)
+    steps = steps_of(platform, job)
+    assert steps == list(range(1, max(steps) + 1))
+    (kept,) = events_of(platform, job, "deadline")
+    assert kept.fields["spare_s"] > 0
+    assert kept.fields["held_s"]["on-demand"] > 0 < kept.fields["held_s"]["spot"]
+    text = read_logs(platform.store, job.job_id)
+    assert text is not None
+    assert "deadline kept" in text
+    known = platform.jobs.progress(job.run)
+    assert known is not None
+    assert (known.state, known.steps_again) == ("done", 0)
+    assert known.curve[-1][0] > 12
 
 
 def test_a_whole_cluster_that_was_killed_resumes_where_its_store_is(tmp_path: Path) -> None:

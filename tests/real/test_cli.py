@@ -42,6 +42,12 @@ def test_a_bad_definition_is_told_on_stderr_with_exit_code_2(tmp_path: Path) -> 
     assert shown.stdout == ""
 
 
+def test_a_capacity_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    shown = heliostat("chaos", "capacity", "train", "none", home=tmp_path)
+    assert shown.returncode == 2
+    assert "'none' is not a number of nodes; write 0, 1, 2, ..., or all" in shown.stderr.replace("\n", " ")
+
+
 @pytest.mark.parametrize("command", [("status",), ("job", "list"), ("model", "list"), ("cost", "report"), ("down",)])
 def test_without_a_cluster_every_command_says_how_to_get_one(tmp_path: Path, command: tuple[str, ...]) -> None:
     shown = heliostat(*command, home=tmp_path)

@@ -238,17 +238,16 @@ def test_one_flipped_byte_of_a_new_version_is_never_served_and_the_old_one_goes_
         why="corrupt",
     )
 
-    answers: list[tuple[int, int]] = []
+    answers: list[tuple[int, int | None]] = []
 
     def told() -> bool:
         answer = ask(platform, {"text": "hi"})
-        answers.append((answer.status_code, answer.json()["version"]))
+        answers.append((answer.status_code, answer.json().get("version")))
         return any("model.safetensors" in (report.error or "") for report in platform.apps.replicas(APP))
 
     until(told, "the replica says why it did not take the version over")
-    [report] = platform.apps.replicas(APP)
-    assert report.error is not None
-    assert f"bytes 0..{len(data) - 1} differs" in report.error  # the file has one part
+    report = next(report for report in platform.apps.replicas(APP) if report.error)
+    assert f"bytes 0..{len(data) - 1} differs" in (report.error or "")  # the file has one part
     assert report.version == before
     for _ in range(10):  # it is tried again every half a second
         told()

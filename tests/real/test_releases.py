@@ -135,7 +135,8 @@ def play_once(store: Store, before: Callable[[], None] = lambda: None) -> None:
     from heliostat.events import Spool
 
     with tempfile.TemporaryDirectory() as folder:
-        world: Any = World(settings=None, store=store, serve=None, spool=Spool(Path(folder), "c"))  # type: ignore[arg-type]
+        nobody: Any = None  # the duty asks for neither
+        world = World(settings=nobody, store=store, serve=nobody, spool=Spool(Path(folder), "c"))
         before()
         Releases().act(world, time.time())
 

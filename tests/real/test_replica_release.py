@@ -95,7 +95,8 @@ class OneReplica:
 
     def _control(self) -> None:
         spool = Spool(self._settings.spool, "controller-1")
-        world: Any = World(settings=self._settings, store=self.store, serve=None, spool=spool)  # type: ignore[arg-type]  # not asked
+        nobody: Any = None  # the duty asks nothing of Serve
+        world = World(settings=self._settings, store=self.store, serve=nobody, spool=spool)
         while not self._stop.wait(0.3):
             Releases().act(world, time.time())
 

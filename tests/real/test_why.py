@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from heliostat import sdk
 from heliostat.cluster import embedded, processes
 from heliostat.cluster.nodes import set_capacity
 from heliostat.errors import JobError, UsageError
+from heliostat.events import read_spool
 from heliostat.plan.why import Cause, Snapshot, explain, explain_all
 from heliostat.sdk import Platform
 
@@ -27,16 +29,19 @@ head:
 groups:
   serve: {role: serving, market: on-demand, cpus: 1, gpus: 1, nodes: 0..1, idle_timeout: 60s}
   train: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 60s}
-  dry: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 60s}
-  large: {role: training, market: spot, cpus: 1, gpus: 5, nodes: 0..1, idle_timeout: 60s}
-budgets: {max_gpus: 4}
+  dry: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 60s, fallback: spare}
+  spare: {role: training, market: on-demand, cpus: 1, gpus: 1, nodes: 0..1, idle_timeout: 5s}
+  large: {role: training, market: spot, cpus: 1, gpus: 6, nodes: 0..1, idle_timeout: 60s}
+budgets: {max_gpus: 5}
 store: {kind: embedded, bucket: heliostat}
 tags: {team: demo, project: voice}
 jobs:
   whole: {entrypoint: sleep 900, group: train, publishes: whole, nodes: 2}
+  trains: {entrypoint: python -m train_jobs.steady --workers 1, group: dry, publishes: steady, falls_back: true}
 applications:
   chat: {recipe: "apps.chat:Chat", model: chat@production, group: serve, route: /chat, replicas: 1..1}
 """
+STEADY = Path(__file__).parents[1] / "support" / "steady_job.py"
 START = "import ray, time\nray.init(log_to_driver=False)\n"
 LIMIT_S = 60.0
 HOW_SOON: dict[str, float] = {}
@@ -62,7 +67,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     file = home / "why.yaml"
     file.write_text(DEFINITION)
     (home / "train_jobs").mkdir()
-    (home / "train_jobs" / "nothing.py").touch()
+    shutil.copy(STEADY, home / "train_jobs" / "steady.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HELIOSTAT_HOME", str(home))
         made = sdk.up(file)
@@ -172,7 +177,7 @@ def test_actors_that_have_no_node_are_not_said_to_load(platform: Platform, job: 
 
 def test_a_request_larger_than_any_node(platform: Platform, job: Callable[..., str]) -> None:
     name = job(task(None, gpus=8), name="too-large")
-    assert "no node has more than 5 GPU" in until(platform, name, "too-large").what
+    assert "no node has more than 6 GPU" in until(platform, name, "too-large").what
 
 
 def test_a_market_without_capacity(platform: Platform, job: Callable[..., str]) -> None:
@@ -211,8 +216,8 @@ def test_a_gang_that_waits_for_its_last_member_and_one_that_never_fits(
 
 
 def test_a_cluster_at_its_limit_of_gpus(platform: Platform, job: Callable[..., str]) -> None:
-    name = job(task("large", gpus=5), name="beyond-quota")
-    assert "of its 4 GPUs (budgets.max_gpus)" in until(platform, name, "quota").what
+    name = job(task("large", gpus=6), name="beyond-quota")
+    assert "of its 5 GPUs (budgets.max_gpus)" in until(platform, name, "quota").what
 
 
 def test_a_job_that_waits_for_its_turn_in_the_queue(platform: Platform) -> None:
@@ -283,3 +288,32 @@ def test_an_unknown_name_is_told_with_the_known_ones(platform: Platform) -> None
 
 def test_the_file_has_no_groups_that_the_snapshot_lacks(platform: Platform, tmp_path: Path) -> None:
     assert {group.name for group in snapshot(platform).groups} == set(platform.definition.groups)
+
+
+def test_a_limit_of_the_market_is_for_groups_that_there_are(platform: Platform) -> None:
+    with pytest.raises(UsageError, match="the definition has no group 'trian'"):
+        platform.limit_capacity("trian", 0)
+
+
+def test_without_spot_a_training_goes_to_the_fallback_and_returns_at_a_checkpoint(platform: Platform) -> None:
+    """The last test here: it leaves a node of `dry`, which others want to have none."""
+    job = platform.jobs.submit("trains", arguments=["--steps", "100000", "--pause", "0.1"])
+    on_spare = worker_nodes(platform, job.run, "spare")
+    platform.limit_capacity("dry", None)
+    on_dry = worker_nodes(platform, job.run, "dry")
+    steps = [event.fields["step"] for event in read_spool(platform.settings.spool) if event.kind == "step"]
+    platform.jobs.stop(job.job_id)
+    assert on_spare < on_dry
+    assert len(steps) == len(set(steps)), "a step was made twice"
+
+
+def worker_nodes(platform: Platform, run: str, group: str) -> float:
+    """When a worker of the run began on a node of the group; waits for it, and for three steps there."""
+    deadline = time.monotonic() + 2 * LIMIT_S
+    while time.monotonic() < deadline:
+        events = [event for event in read_spool(platform.settings.spool) if event.fields.get("run") == run]
+        began = [e for e in events if e.kind == "worker_started" and e.fields["node"].startswith(f"{group}-")]
+        if began and sum(e.kind == "step" and e.time_s > began[-1].time_s for e in events) >= 3:
+            return began[-1].time_s
+        time.sleep(0.3)
+    raise AssertionError(f"no worker of {run} trains on {group}")

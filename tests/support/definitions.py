@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from hypothesis import strategies as st
@@ -25,6 +26,21 @@ sizes = st.one_of(
     st.integers(1, 4000).map(lambda n: f"{n}GiB"),
     st.integers(1024, 9000).map(lambda n: f"{n}MiB"),
     st.sampled_from(["1.5TB", "1TiB", "1000000000", "1.5GiB"]),
+)
+waste = st.fixed_dictionaries(
+    {},
+    optional={
+        "after": durations,
+        "act": st.sampled_from(["tell", "scale-to-zero", "stop"]),
+        "warn": durations,
+        "dry_run": st.booleans(),
+        "quiet": st.lists(st.sampled_from(["Sat-Sun", "Mon-Fri 20:00-06:00", "Wed 00:00-23:59"]), max_size=2),
+        "exempt": st.dictionaries(
+            st.sampled_from(["nightly", "team:voice"]),
+            st.dates(date(2020, 1, 1), date(2099, 12, 31)).map(str),
+            max_size=2,
+        ),
+    },
 )
 small_sizes = st.integers(1, 64).map(lambda n: f"{n}MiB")
 
@@ -140,6 +156,13 @@ def definitions(draw: st.DrawFn, platform: str | None = None) -> dict[str, Any]:
     if draw(st.booleans()):
         data["observability"] = {"metrics": True, "alerts": True, "interval": draw(durations)}
         data["budgets"] = {"max_gpus": 10**6, "gpu_hours_per_month": draw(st.integers(1, 10**6))}
+        limits = {
+            "gpu_hours": draw(st.floats(0.1, 1e6)),
+            "at_limit": draw(st.sampled_from(["tell", "refuse", "pause"])),
+        }
+        data["budgets"] |= {"teams": {"voice": limits}, "projects": {"words": {"usd": draw(st.integers(1, 10**6))}}}
+    if draw(st.booleans()):
+        data["waste"] = draw(waste)
     if draw(st.booleans()):
         data["network"] = {"clients": draw(st.lists(names, max_size=3))}
     if draw(st.booleans()):

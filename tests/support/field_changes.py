@@ -53,6 +53,14 @@ _STEADY = {**_SPARE, "role": "training"}
 _VOLUME = "groups.train-h100.volumes"
 _TAINT = f"{TRAIN}.taints.0"
 _APP, _JOB = "applications.intent-classifier", "jobs.nightly"
+_DUE = "jobs.intent-classifier"
+_RETRAIN = ((f"{_APP}.retrain", {"every": "2d", "dataset": "data/old.csv", "arguments": ["--seed", "0"]}),)
+_TERMS = (
+    ("groups.train-own", {**_SPARE, "role": "training", "accelerator": "A100-80GB", "nodes": 1}),
+    (f"{_DUE}.deadline", "8h"),
+    (f"{_DUE}.work", "4h"),
+    (f"{_DUE}.on_demand", "train-tpu"),
+)
 
 CHANGES = [
     _change("name", "speech"),
@@ -143,15 +151,18 @@ CHANGES = [
     _change("applications.*.release.max_error_rate", 0.05, place=f"{_APP}.release.max_error_rate"),
     _change("applications.*.release.max_latency_ratio", 2.0, place=f"{_APP}.release.max_latency_ratio"),
     _change("applications.*.release.max_disagreement", 0.2, place=f"{_APP}.release.max_disagreement"),
-    _change("applications.*.retrain.every", "1d", place=f"{_APP}.retrain.every"),
-    _change("applications.*.retrain.dataset", "data/new.csv", place=f"{_APP}.retrain.dataset"),
-    _change("applications.*.retrain.arguments", ["--seed", "1"], place=f"{_APP}.retrain.arguments"),
+    _change("applications.*.retrain.every", "1d", place=f"{_APP}.retrain.every", also=_RETRAIN),
+    _change("applications.*.retrain.dataset", "data/new.csv", place=f"{_APP}.retrain.dataset", also=_RETRAIN),
+    _change("applications.*.retrain.arguments", ["--seed", "1"], place=f"{_APP}.retrain.arguments", also=_RETRAIN),
     _change("jobs.*.entrypoint", "python -m train_jobs.other", place=f"{_JOB}.entrypoint"),
     _change("jobs.*.group", "train-neuron", place=f"{_JOB}.group"),
     _change("jobs.*.publishes", "other", place=f"{_JOB}.publishes"),
     _change("jobs.*.cluster", "shared", place=f"{_JOB}.cluster", also=((f"{_JOB}.queue", None),)),
     _change("jobs.*.queue", "other-queue", place=f"{_JOB}.queue"),
-    _change("jobs.*.deadline", "8h", place=f"{_JOB}.deadline"),
+    _change("jobs.*.deadline", "9h", example="gcp", place=f"{_DUE}.deadline", also=_TERMS),
+    _change("jobs.*.work", "5h", example="gcp", place=f"{_DUE}.work", also=_TERMS),
+    _change("jobs.*.on_demand", "train-own", example="gcp", place=f"{_DUE}.on_demand", also=_TERMS),
+    _change("jobs.*.time_limit", "8h", place=f"{_JOB}.time_limit"),
     _change("jobs.*.retries", 3, place=f"{_JOB}.retries"),
     _change("jobs.*.nodes", 2, place=f"{_JOB}.nodes"),
     _change("jobs.*.team", "others", place=f"{_JOB}.team"),
@@ -164,6 +175,7 @@ CHANGES = [
     ),
     _change("sharing.shares", {"voice": 2.0}),
     _change("sharing.patience", "2m"),
+    _change("jobs.*.project", "words", place=f"{_JOB}.project"),
     _change("tags.team", "others"),
     _change("tags.project", "other"),
     _change("tags.cost_centre", "CC-1"),
@@ -175,6 +187,16 @@ CHANGES = [
     _change("waste.dry_run", False),
     _change("waste.quiet", ["Sat-Sun"]),
     _change("waste.exempt", {"nightly": "2026-12-31"}),
+    *(
+        _change(
+            f"budgets.{scope}.*.{field}",
+            value,
+            place=f"budgets.{scope}.voice.{field}",
+            also=((f"budgets.{scope}.voice.{'usd' if field == 'gpu_hours' else 'gpu_hours'}", 50.0),),
+        )
+        for scope in ("teams", "projects")
+        for field, value in (("gpu_hours", 100.0), ("usd", 250.5), ("at_limit", "pause"))
+    ),
     _change("auth.token_secret", "other-token"),
     _change("network.fenced", False, with_it=(("network.clients", []),)),
     _change("network.clients", ["web", "batch"]),

@@ -106,6 +106,7 @@ def on_a_laptop(definition: ClusterDefinition) -> dict[str, Any]:
             for name, app in definition.applications.items()
         },
         "settings": _settings(definition),
+        "budgets": definition.budgets.model_dump(include={"teams", "projects"}),
     }
 
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from heliostat.cli.options import Cluster, Json
-from heliostat.cli.rehearse import job_rehearse
+from heliostat.cli.rehearse import job_record, job_rehearse
 from heliostat.show import print_json, print_progress, print_table
+
+if TYPE_CHECKING:
+    from heliostat.sdk import Platform
+    from heliostat.train.progress import Progress
+
+FOLLOW_LIMIT_S = 30 * 86400
+LOOK_S = 1.0
+TELL_S = 10.0
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""What stands after -- is the job's."""
 
 job = typer.Typer(help="Training jobs on the spot groups.", no_args_is_help=True)
 
 
-@job.command("submit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@job.command("submit", context_settings=PASS_ON)
 def job_submit(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A job of the definition.")],
     run: Annotated[str | None, typer.Option(help="An earlier run to resume.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait until it has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until it has ended, and say how far it is.")] = False,
     cluster: Cluster = None,
     json: Json = False,
 ) -> None:
@@ -29,7 +41,9 @@ def job_submit(
     submitted = platform.jobs.submit(name, arguments=[a for a in context.args if a != "--"], run=run)
     print_progress(f"submitted {submitted.job_id} (run {submitted.run}); heliostat job list shows the queue")
     if follow:
-        trained = platform.jobs.wait(submitted)
+        view = _View(platform, submitted.run)
+        trained = platform.jobs.wait(submitted, limit_s=FOLLOW_LIMIT_S, on_status=view.look)
+        view.end()
         if json:
             print_json({"job_id": submitted.job_id, "run": submitted.run, "metrics": trained.metrics})
         else:
@@ -52,11 +66,50 @@ def job_list(cluster: Cluster = None, json: Json = False) -> None:
 
 
 @job.command("logs")
-def job_logs(job_id: str, cluster: Cluster = None) -> None:
-    """What the job has printed."""
+def job_logs(
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A job, or a run: then all of its jobs.")],
+    cluster: Cluster = None,
+) -> None:
+    """What the job has printed. It is kept in the store, so it can be read when nodes and driver are gone."""
     from heliostat.sdk import Platform
 
     typer.echo(Platform.connect(cluster).jobs.logs(job_id))
+
+
+@job.command("show")
+def job_show(
+    run: Annotated[str, typer.Argument(help="A run: `heliostat job list` has them.")],
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """How far a run is, or was when it ended; with --json also its loss, step by step."""
+    from heliostat.errors import JobError
+    from heliostat.sdk import Platform
+
+    progress = Platform.connect(cluster).jobs.progress(run)
+    if progress is None:
+        raise JobError(f"nothing is known of a run {run!r}", do="heliostat job list")
+    if json:
+        print_json(progress)
+        return
+    seen = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(progress.at))
+    print_table(
+        ("run", "state", "step", "loss", "steps/s", "GPU-s", "useful", "reclaims", "steps again", "seen"),
+        [
+            (
+                progress.run,
+                progress.state,
+                f"{progress.step}/{progress.total}",
+                "-" if progress.loss is None else f"{progress.loss:.4f}",
+                f"{progress.steps_per_s:.2f}",
+                f"{progress.gpu_seconds:.0f}",
+                f"{progress.useful:.0%}",
+                progress.losses + progress.notices,
+                progress.steps_again,
+                seen,
+            )
+        ],
+    )
 
 
 @job.command("stop")
@@ -68,4 +121,48 @@ def job_stop(job_id: str, cluster: Cluster = None) -> None:
     print_progress(f"stopping {job_id}")
 
 
-job.command("rehearse")(job_rehearse)
+job.command("rehearse", context_settings=PASS_ON)(job_rehearse)
+job.command("record")(job_record)
+
+
+class _View:
+    """One line on standard error: written over in a terminal, and else again every ten seconds or when nodes change."""
+
+    def __init__(self, platform: Platform, run: str) -> None:
+        self._platform, self._run = platform, run
+        self._looked_at = self._told_at = 0.0
+        self._told: tuple[object, ...] = ()
+        self._live = sys.stderr.isatty()
+
+    def look(self, status: str) -> None:
+        if time.monotonic() - self._looked_at < LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        progress = self._read()
+        if progress is None:
+            self._tell(status.lower(), (status,))
+        else:
+            self._tell(progress.line(), (progress.state, progress.nodes, progress.losses, progress.notices))
+
+    def end(self) -> None:
+        """The last word, on a line of its own."""
+        progress = self._read()
+        if self._live:
+            print(file=sys.stderr)  # noqa: T201  # ends the line that was written over
+        if progress is not None:
+            print_progress(progress.line())
+
+    def _read(self) -> Progress | None:
+        from heliostat.errors import HeliostatError
+
+        try:
+            return self._platform.jobs.progress(self._run)
+        except HeliostatError:
+            return None  # the store is away: the next look tries again
+
+    def _tell(self, line: str, about: tuple[object, ...]) -> None:
+        if self._live:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)  # noqa: T201
+        elif about != self._told or time.monotonic() - self._told_at > TELL_S:
+            self._told, self._told_at = about, time.monotonic()
+            print_progress(line)

@@ -26,11 +26,9 @@ NOT_EMBEDDED = {
     "head.memory": _MACHINE,
     "head.instance": _MACHINE,
     "head.state.*": "its head and its nodes share one machine, and end with it",
-    "groups.*.instance": _MACHINE,
     "groups.*.memory": _MACHINE,
     "groups.*.topology": "it has no TPU slices",
     "groups.*.placement": _MACHINE,
-    "groups.*.fabric.kind": _MACHINE,
     "groups.*.fabric.interfaces": _MACHINE,
     "groups.*.fabric.resource": _MACHINE,
     "groups.*.reservation": _MACHINE,
@@ -41,7 +39,7 @@ NOT_EMBEDDED = {
     "groups.*.volumes.*": _FILES,
     "jobs.*.cluster": _RAYJOB,
     "jobs.*.queue": _RAYJOB,
-    "jobs.*.deadline": _RAYJOB,
+    "jobs.*.time_limit": _RAYJOB,
     "jobs.*.retries": _RAYJOB,
     "store.credentials_secret": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
     "store.identity": "keys come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
@@ -58,13 +56,14 @@ _KUEUE = "there Kueue orders jobs, with quotas and priorities of its own"
 
 NOT_KUBERAY = {
     "jobs.*.nodes": _KUEUE,
-    "jobs.*.team": _KUEUE,
     "jobs.*.priority": _KUEUE,
     "sharing.*": _KUEUE,
     "ports.*": "every pod has an address of its own",
     "applications.*.gate.*": "no object has it: read when a version is promoted",
     "applications.*.release.*": "no object has it: read while a version is released",
     "applications.*.retrain.*": "the controller's pod has no definition to run it from: a CronJob of `app flow` does",
+    "budgets.teams.*": "no object has it: `heliostat cost budget apply` grants it",
+    "budgets.projects.*": "no object has it: `heliostat cost budget apply` grants it",
 }
 
 

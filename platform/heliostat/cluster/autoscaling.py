@@ -29,6 +29,13 @@ def labels(name: str, group: WorkerGroup) -> dict[str, str]:
     return found
 
 
+def _about(group: WorkerGroup) -> dict[str, object]:
+    """What the node's events tell of it. `devices` where Ray does not call them GPU."""
+    devices = None if group.device.ray_resource == "GPU" else group.gpus
+    told = {"role": group.role, "market": group.market, "instance": group.instance, "zone": group.zone}
+    return {key: value for key, value in {**told, "devices": devices}.items() if value}
+
+
 def resources(group: WorkerGroup) -> dict[str, int]:
     """What Ray counts on one node of the group."""
     return {"CPU": group.cpus, group.device.ray_resource: group.gpus * group.device.ray_units}
@@ -82,7 +89,7 @@ def autoscaling_config(
             "gcs_address": gcs_address,
             "cuda_devices": cuda_devices,
             "max_gpus": definition.budgets.max_gpus,
-            "groups": {name: {"role": group.role, "market": group.market} for name, group in groups.items()},
+            "groups": {name: _about(group) for name, group in groups.items()},
         },
         "available_node_types": node_types,
         "head_node_type": "head",

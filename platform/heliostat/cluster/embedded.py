@@ -416,22 +416,28 @@ def _refuse_change(record: ClusterRecord, path: Path) -> None:
 
 
 def _end(record: ClusterRecord, folder: Path) -> list[processes.OwnedProcess]:
+    living = {process.node_id for process in processes.owned(mark(record))}
     ended = processes.end_all(mark(record))
-    _close_nodes(folder)
+    _close_nodes(folder, living)
     shutil.rmtree(record.temp_dir, ignore_errors=True)
     _write_record(folder, replace(record, phase="down"))
     return ended
 
 
-def _close_nodes(folder: Path) -> None:
-    """Nodes that were ended with the cluster: their end is an event too, or the meter would let them run for ever."""
+def _close_nodes(folder: Path, living: set[str]) -> None:
+    """Nodes that were ended with the cluster: their end is an event too, or the meter would let them run for ever.
+
+    One that was gone before, with the machine perhaps, ended when the cluster last wrote anything.
+    """
     from heliostat.cluster.nodes import emit_node_event, read_nodes, update_node
     from heliostat.events import Spool
 
+    heard = max((path.stat().st_mtime for path in (folder / "spool").glob("*.jsonl")), default=time.time())
     spool = Spool(folder / "spool", "down")
     for node in read_nodes(folder):
         if node.ended_at is None:
-            ended = update_node(folder, node.node_id, ended_at=time.time(), reason="cluster down")
+            at = time.time() if node.node_id in living else max(heard, node.started_at)
+            ended = update_node(folder, node.node_id, ended_at=at, reason="cluster down")
             emit_node_event(spool, "node_ended", ended)
 
 

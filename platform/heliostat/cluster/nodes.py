@@ -27,8 +27,11 @@ class NodeRecord:
     cpus: float
     pid: int
     started_at: float  # seconds since the epoch
+    instance: str = ""  # as the definition names it
+    zone: str = ""
     ready_at: float | None = None
     ray_node_id: str | None = None  # hex, known once the raylet has registered
+    stopping_at: float | None = None
     ended_at: float | None = None
     reason: str | None = None
     devices: tuple[int, ...] = ()
@@ -124,6 +127,10 @@ def emit_node_event(spool: Spool, kind: str, record: NodeRecord) -> None:
         gpus=record.gpus,
         started_at=record.started_at,
         ready_at=record.ready_at,
+        stopping_at=record.stopping_at,
         ended_at=record.ended_at,
         reason=record.reason,
+        instance=record.instance,
+        zone=record.zone,
+        ray_node_id=record.ray_node_id,
     )

@@ -42,8 +42,8 @@ NODE_START_LIMIT_S = 60.0
 class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types
     """Ray's v1 provider interface, which autoscaler v2 wraps.
 
-    `provider_config` carries: state_dir, spool, gcs_address, temp_dir, max_gpus (of all groups together, or None),
-    groups {name: {role, market, cuda_devices}}.
+    `provider_config` carries: state_dir, spool, gcs_address, temp_dir, max_gpus (of all groups together, or None), and
+    of each of `groups` its role, market, cuda_devices, and where they are known instance, zone and devices.
     """
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
@@ -113,6 +113,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             process = self._running.get(node_id)
         if process is None:
             return
+        update_node(self._state_dir, node_id, stopping_at=time.time())
         processes.kill_node(self._mark, node_id)
         process.wait()
         self._forget(node_id, reason="scaled down")
@@ -134,6 +135,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         log_path = self._state_dir / "logs" / f"node-{node_id}.log"
+        started_at = time.time()
         with log_path.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "heliostat.cluster.node", json.dumps(spec)],
@@ -150,10 +152,12 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             group=group,
             role=about["role"],
             market=about["market"],
-            gpus=float(resources.get("GPU", 0)),
+            gpus=float(about.get("devices", resources.get("GPU", 0))),
             cpus=float(resources.get("CPU", 0)),
             pid=process.pid,
-            started_at=time.time(),
+            started_at=started_at,
+            instance=about.get("instance") or "",
+            zone=about.get("zone") or "",
             devices=tuple(devices),
         )
         write_node(self._state_dir, record)

@@ -81,5 +81,7 @@ def _take(
         progress(f"notice to {node.node_id}: {notice_s:g} s")
         drain(settings, str(node.ray_node_id), deadline=deadline)
         time.sleep(max(0.0, deadline - time.time()))
+    if settings.state_dir is not None:
+        update_node(settings.state_dir, node.node_id, stopping_at=time.time())
     killed = processes.kill_node(mark, node.node_id)
     progress(f"killed {killed} processes of {node.node_id}")

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from heliostat.controller.budgets import BudgetsDuty
 from heliostat.controller.duty import Duty, World
 from heliostat.controller.fallback import Fallback
 from heliostat.controller.flows import Flows
 from heliostat.controller.lease import take_lease
+from heliostat.controller.meter import Metering
 from heliostat.controller.metrics import Metrics
 from heliostat.controller.peaks import Peaks
 from heliostat.controller.queue import Queue
@@ -33,7 +35,19 @@ ROUND_S = 1.0
 
 def duties() -> list[Duty]:
     """Everything that the controller sees to, in the order of a round."""
-    return [Serving(), Releases(), Flows(), Queue(), Fallback(), Peaks(), Sick(), Waste(), Metrics()]
+    return [
+        Serving(),
+        Releases(),
+        Flows(),
+        Queue(),
+        Fallback(),
+        Peaks(),
+        Sick(),
+        Metering(),
+        BudgetsDuty(),
+        Waste(),
+        Metrics(),
+    ]
 
 
 class Controller:

@@ -36,6 +36,10 @@ class Pool:
     """By run, those of this duty."""
     gpus_per_node: Mapping[str, float]
     """By group."""
+    serving: int = 0
+    """Nodes of serving groups."""
+    serving_before: int | None = None
+    """The same when a node was last asked back; None where none was."""
 
 
 def next_bounds(pool: Pool, now: float) -> dict[str, Bound | None]:
@@ -44,6 +48,8 @@ def next_bounds(pool: Pool, now: float) -> dict[str, Bound | None]:
         moving = [run for run, bound in pool.bounds.items() if run in pool.held and pool.held[run].nodes > bound.nodes]
         if moving or pool.free >= min(pool.gpus_per_node.values(), default=0):
             return {}  # one is on its way, or has come: the autoscaler will ask
+        if pool.serving_before is not None and pool.serving <= pool.serving_before:
+            return {}  # what was given back last is not used yet: nodes take their time to end and to start
         able = [gang for gang in pool.held.values() if gang.nodes > gang.low and gang.group in pool.gpus_per_node]
         if not able:
             return {}
@@ -65,9 +71,10 @@ class Peaks:
     def __init__(self) -> None:
         self._definition: ClusterDefinition | None = None
         self._changed_at = float("-inf")
+        self._serving_before: int | None = None
 
     def forget(self) -> None:
-        self._changed_at = float("-inf")
+        self._changed_at, self._serving_before = float("-inf"), None
 
     def act(self, world: World, now: float) -> None:
         folder = world.settings.state_dir
@@ -80,6 +87,8 @@ class Peaks:
         pool = self._pool(world, folder, self._definition, limit, now)
         for run, bound in next_bounds(pool, now).items():
             self._changed_at = now
+            shrinks = bound is not None and run in pool.held and bound.nodes < pool.held[run].nodes
+            self._serving_before = pool.serving if shrinks else None
             bounds.bind(world.store, run, NAME, None if bound is None else bound.nodes, bound.why if bound else "")
             world.spool.emit("peak_bound", run=run, nodes=None if bound is None else bound.nodes)
 
@@ -90,13 +99,15 @@ class Peaks:
     def _pool(self, world: World, folder: Path, definition: ClusterDefinition, limit: int, now: float) -> Pool:
         refusals = [read_refusal(folder, name) for name, group in definition.groups.items() if group.role == "serving"]
         times = [refusal.at for refusal in refusals if refusal is not None and refusal.kind == "quota"]
-        used = sum(node.gpus for node in read_nodes(folder) if node.ended_at is None)
+        living = [node for node in read_nodes(folder) if node.ended_at is None]
+        used, serving = sum(node.gpus for node in living), sum(node.role == "serving" for node in living)
         held = bounds.read_held(world.store, now)
         set_by_us = {
             run: known[NAME] for run in _bound_runs(world) if NAME in (known := bounds.read_bounds(world.store, run))
         }
         per_node = {name: float(group.gpus) for name, group in _training(definition).items()}
-        return Pool(max(times, default=float("-inf")), limit - used, held, set_by_us, per_node)
+        asked_at = max(times, default=float("-inf"))
+        return Pool(asked_at, limit - used, held, set_by_us, per_node, serving, self._serving_before)
 
 
 def _bound_runs(world: World) -> Sequence[str]:

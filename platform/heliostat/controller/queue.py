@@ -7,7 +7,7 @@ that it holds. A job that this controller handed over and could not note is foun
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ LOST_S = 30.0
 KEEP_S = 10.0
 """What teams have used is written down as often."""
 NAME = "queue"
+GROWTH = "growth"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class View:
     held: Mapping[str, Held]
     leaving: frozenset[str] = frozenset()
     parked: Mapping[str, float] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+    """Runs that may not grow."""
 
 
 def requests(view: View) -> list[Request]:
@@ -75,6 +78,18 @@ def capacity(definition: ClusterDefinition, view: View) -> dict[str, int]:
     return found
 
 
+def growth(view: View, waiting_for: Collection[str]) -> dict[str, int | None]:
+    """What to change, by run: an elastic gang stays as large as it is while somebody waits for its group's nodes."""
+    found: dict[str, int | None] = {}
+    for run, held in view.held.items():
+        keep = held.home in waiting_for and held.low < held.high
+        if keep and run not in view.kept and held.nodes >= held.low:
+            found[run] = held.nodes
+        elif not keep and run in view.kept:
+            found[run] = None
+    return found
+
+
 def policy(definition: ClusterDefinition) -> Policy:
     return Policy(dict(definition.sharing.shares), patience_s=definition.sharing.patience.seconds)
 
@@ -104,7 +119,7 @@ class Queue:
             return  # on Kubernetes Kueue does this
         jobs = queue.read_queue(world.store)
         if not jobs and (self._state is None or not self._state.waits):
-            return
+            return  # nothing waits, and nothing was told to wait
         self._definition = self._definition or definition_of(folder)
         state = self._state or queue.read_state(world.store)
         ray = {row["submission_id"]: row for row in _ray_jobs(world.settings) if row.get("submission_id")}
@@ -114,6 +129,9 @@ class Queue:
         made = decide(requests(view), held, capacity(self._definition, view), usage, policy(self._definition), now=now)
         self._start(world, view, made, now)
         self._ask_to_leave(world, view, made)
+        waiting_for = {job.group for job in view.waiting if job.job_id not in made.start}
+        for run, nodes in growth(view, waiting_for).items():
+            bounds.bind(world.store, run, GROWTH, nodes, "jobs wait for the group's nodes")
         self._note(world, QueueState(at=now, usage=usage, waits={wait.job: wait.why for wait in made.waits}))
 
     def _sort_out(
@@ -147,14 +165,16 @@ class Queue:
     def _view(self, world: World, jobs: Sequence[QueuedJob], now: float) -> View:
         held = bounds.read_held(world.store, now)
         started = tuple(job for job in jobs if job.started_at is not None)
-        leaving = {job.job_id for job in started if NAME in bounds.read_bounds(world.store, job.run)}
+        known = {run: bounds.read_bounds(world.store, run) for run in {*held, *(job.run for job in started)}}
+        leaving = {job.job_id for job in started if NAME in known[job.run]}
         for job in started:
             if job.job_id in leaving and job.run in held and held[job.run].nodes == 0:
                 self._parked.setdefault(job.job_id, now)
             else:
                 self._parked.pop(job.job_id, None)
         waiting = tuple(job for job in jobs if job.started_at is None)
-        return View(waiting, started, held, frozenset(leaving), dict(self._parked))
+        kept = frozenset(run for run, set_by in known.items() if GROWTH in set_by)
+        return View(waiting, started, held, frozenset(leaving), dict(self._parked), kept)
 
     def _start(self, world: World, view: View, made: Decision, now: float) -> None:
         by_id = {job.job_id: job for job in (*view.waiting, *view.running)}

@@ -8,6 +8,8 @@ from heliostat.definition.accelerators import ACCELERATORS, Accelerator
 from heliostat.definition.load import definition_files, load
 from heliostat.definition.model import (
     Application,
+    Budget,
+    Budgets,
     ClusterDefinition,
     Fabric,
     GateRules,
@@ -39,6 +41,8 @@ __all__ = [
     "Retrain",
     "Tags",
     "WasteRules",
+    "Budget",
+    "Budgets",
     "Fabric",
     "Taint",
     "Volume",

@@ -71,6 +71,7 @@ def check(parts: Parts) -> Iterator[Finding]:
     for name, job in parts.jobs.items():
         yield from _check_target(("jobs", name, "group"), job.group, "training", parts)
         yield from _check_job(name, job, parts.groups)
+        yield from _check_deadline(name, job, parts)
     yield from _check_store(parts.store)
     yield from _check_budgets(parts)
     if parts.network is not None and parts.network.clients and not parts.network.fenced:
@@ -210,8 +211,27 @@ def _check_job(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> It
         yield (*at, "falls_back"), f"group {job.group!r} has no fallback; name one there, or remove this"
     if job.queue is not None and job.cluster == "shared":
         yield (*at, "queue"), "Kueue admits whole clusters; write cluster: own, or remove the queue"
-    if job.deadline is not None and job.deadline.seconds < 1:
-        yield (*at, "deadline"), f"{job.deadline} is too short; write 1s or more"
+    if job.time_limit is not None and job.time_limit.seconds < 1:
+        yield (*at, "time_limit"), f"{job.time_limit} is too short; write 1s or more"
+
+
+def _check_deadline(name: str, job: JobSpec, parts: Parts) -> Iterator[Finding]:
+    at = ("jobs", name)
+    given = {key: getattr(job, key) for key in ("deadline", "work", "on_demand")}
+    missing = [key for key, value in given.items() if value is None]
+    if job.deadline is None or job.work is None or job.on_demand is None:
+        if len(missing) < len(given):
+            do = "to end a RayJob that runs too long, write time_limit" if job.deadline else "or leave all three out"
+            yield at, f"deadline, work and on_demand go together; add {' and '.join(missing)} ({do})"
+        return
+    if job.work.seconds <= 0 or job.deadline.seconds <= job.work.seconds:
+        yield (*at, "deadline"), f"{job.deadline} leaves no time beside {job.work} of work; write a later one"
+    yield from _check_target((*at, "on_demand"), job.on_demand, "training", parts)
+    other, own = parts.groups.get(job.on_demand), parts.groups.get(job.group)
+    if other is not None and other.market == "spot":
+        yield (*at, "on_demand"), f"{job.on_demand!r} is spot as well; name an on-demand or reserved training group"
+    if own is not None and own.market != "spot":
+        yield (*at, "group"), f"{job.group!r} is not spot, so there is nothing to move to; remove the deadline"
 
 
 def _check_store(store: StoreSpec | None) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ Types are strict: "4" is not a number. So the JSON Schema made from them refuses
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import Annotated, Literal
 
@@ -283,14 +284,36 @@ class JobSpec(Part):
     """Of one team's waiting jobs, the highest goes first."""
     falls_back: bool = False
     """While the spot market has no node for it, train on the group's fallback; it returns at a checkpoint."""
+    project: Name | None = None
+    """Whose budget its GPU time counts against; the cluster's own project, if none is given."""
     cluster: Literal["shared", "own"] = "shared"
     """As a RayJob: on the running cluster, or on one of its own that ends with it."""
     queue: ObjectName | None = None
     """Kueue LocalQueue that admits the job's own cluster, which then has its group's upper bound of nodes for good."""
     deadline: Duration | None = None
+    """From its submission to when the work must be done: the job then moves between its spot group and on_demand."""
+    work: Duration | None = None
+    """With a deadline: how long the job takes on nodes that nobody takes away; measured once it runs."""
+    on_demand: str | None = None
+    """With a deadline: the training group, not of spot, that it goes to when the time gets short."""
+    time_limit: Duration | None = None
     """A RayJob that runs longer is ended."""
     retries: int = Field(default=0, ge=0, le=100)
     """How often a failed RayJob is submitted again, on top of the losses that training itself survives."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that its workers may be on."""
+        return (self.group,) if self.on_demand is None else (self.group, self.on_demand)
+
+    def environment(self) -> dict[str, str]:
+        """What its driver is told of it: read by heliostat.train.job."""
+        whose = {"HELIOSTAT_TEAM": self.team, "HELIOSTAT_PROJECT": self.project}
+        env = {"HELIOSTAT_GROUP": self.group, **{key: value for key, value in whose.items() if value}}
+        if self.deadline is not None and self.work is not None and self.on_demand is not None:
+            terms = {"deadline_s": self.deadline.seconds, "work_s": self.work.seconds, "on_demand": self.on_demand}
+            env["HELIOSTAT_DEADLINE"] = json.dumps(terms, sort_keys=True)
+        return env
 
 
 class StoreSpec(Part):
@@ -314,11 +337,23 @@ class Tags(Part):
     cost_centre: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")
 
 
+class Budget(Part):
+    """Of a calendar month in UTC, for all GPU time that a team or a project holds."""
+
+    gpu_hours: float | None = Field(default=None, gt=0)
+    usd: float | None = Field(default=None, gt=0)
+    """Counts what has a price: groups that name their instance."""
+    at_limit: Literal["tell", "refuse", "pause"] = "refuse"
+    """refuse: no new jobs. pause: running trainings stop at a saved step too, until there is more. Serving goes on."""
+
+
 class Budgets(Part):
     max_gpus: int | None = Field(default=None, ge=1)
     """The namespace never holds more accelerators than this: a quota."""
     gpu_hours_per_month: int | None = Field(default=None, ge=1)
     """An alert at 80 % and at 100 % of it, over the last 30 days."""
+    teams: dict[Name, Budget] = Field(default_factory=dict)
+    projects: dict[Name, Budget] = Field(default_factory=dict)
 
 
 class WasteRules(Part):

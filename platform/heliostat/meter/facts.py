@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -84,11 +84,13 @@ class NodeFact:
     place: Place
     gpus: float
     alias: str = ""  # Ray's own id of the node
+    share: float = 1.0  # of a whole device that one of `gpus` is: a MIG slice is a part of one
 
 
 @dataclass(frozen=True)
 class SeatFact:
-    """`close` ends one seat, `end` all seats of the unit. An `open` ends the seat before it in its slot.
+    """`close` ends one seat, `end` all seats of the unit, or of all units of a run where `unit` is a run's name.
+    An `open` ends the seat before it in its slot.
 
     `gpus` None: all of the node's. `steady` is the class of a holder that has one only, and gives no marks.
     """
@@ -242,7 +244,9 @@ def event_number(text: str) -> int:
 
 
 def _time(event: Event) -> int:
-    return round(event.time_s * SECOND)
+    """When it took effect: `at`, where somebody tells of it afterwards."""
+    at = event.fields.get("at")
+    return round((event.time_s if at is None else float(at)) * SECOND)
 
 
 def _text(event: Event, name: str) -> str:
@@ -260,9 +264,9 @@ def _node(made: _Made, event: Event) -> None:
         ("stopping", given.get("stopping_at")),
         ("ended", given.get("ended_at")),
     )
-    alias = _text(event, "ray_node_id")
+    alias, share = _text(event, "ray_node_id"), float(given.get("share") or 1.0)
     made.nodes += [
-        NodeFact(round(at * SECOND), what, str(given["node"]), place, float(given["gpus"]), alias)
+        NodeFact(round(at * SECOND), what, str(given["node"]), place, float(given["gpus"]), alias, share)
         for what, at in times
         if at is not None
     ]
@@ -278,7 +282,7 @@ def _training(event: Event) -> str:
     return f"{event.fields['run']}/{int(number)}" if str(number).isdigit() else f"{event.fields['run']}/{number}"
 
 
-def _job_owner(event: Event) -> Owner:
+def job_owner(event: Event) -> Owner:
     """A submitted run is named <job>-<day>-<time>-<random>, one that a person named is its own job."""
     run = _text(event, "run")
     name = _text(event, "job") or _RUN.sub("", run)
@@ -287,7 +291,7 @@ def _job_owner(event: Event) -> Owner:
 
 def _worker_started(made: _Made, event: Event) -> None:
     given = event.fields
-    slot = f"{given['run']}#{given.get('rank', 0)}@{given['node']}"
+    slot = _worker_slot(event)
     at = round(float(given.get("began_at") or event.time_s) * SECOND)
     gpus = given.get("gpus")
     made.seats.append(
@@ -299,15 +303,25 @@ def _worker_started(made: _Made, event: Event) -> None:
             str(given["node"]),
             slot,
             None if gpus is None else float(gpus),
-            _job_owner(event),
+            job_owner(event),
         )
     )
 
 
+def _worker_slot(event: Event) -> str:
+    """A worker sits in its keeper's slot."""
+    given = event.fields
+    return _keeper_slot(event) if given.get("keeper") else f"{given['run']}#{given.get('rank', 0)}@{given['node']}"
+
+
+def _keeper_slot(event: Event) -> str:
+    return f"{event.fields['run']}@{event.fields['keeper']}"
+
+
 def _worker_ended(made: _Made, event: Event) -> None:
     unit, node = _training(event), str(event.fields["node"])
-    slot = f"{event.fields['run']}#{event.fields.get('rank', 0)}@{node}"
-    made.seats.append(SeatFact(event_number(event.id), _time(event), "close", unit, node, slot))
+    if not event.fields.get("keeper"):  # else the keeper holds the GPU on, until the attempt has ended
+        made.seats.append(SeatFact(event_number(event.id), _time(event), "close", unit, node, _worker_slot(event)))
     if event.fields.get("rank", 0) == 0:
         made.full(event, unit, Use.WAITING)  # for its peers, that are not done yet
 
@@ -317,6 +331,37 @@ def _attempt_ended(made: _Made, event: Event) -> None:
     unit = _training(event)
     made.full(event, unit, Use.RECOMPUTED if event.fields.get("outcome") == "lost" else Use.WAITING)
     made.seats.append(SeatFact(event_number(event.id), _time(event), "end", unit))
+    for number, keeper in enumerate(event.fields.get("keepers") or ()):
+        _keep(made, replace(event, fields={**event.fields, **keeper}), _time(event), part=number)
+
+
+def _attempt(made: _Made, event: Event) -> None:
+    """What the attempt before did last is lost, where nobody was left to say so."""
+    before = replace(event, fields={**event.fields, "number": int(event.fields["number"]) - 1})
+    made.full(before, _training(before), Use.RECOMPUTED)
+
+
+def _keep(made: _Made, event: Event, at: int, *, part: int = 0) -> None:
+    """A keeper without a training process holds its GPUs all the same, for its peers."""
+    given, number = event.fields, (event_number(event.id) + part) % 2**64
+    unit, owner = f"{given['run']}/{given['keeper']}", job_owner(event)
+    seat = SeatFact(number, at, "open", unit, str(given["node"]), _keeper_slot(event), float(given["gpus"]), owner)
+    made.seats.append(replace(seat, steady=Use.WAITING))
+
+
+def _keeper_ready(made: _Made, event: Event) -> None:
+    """It held them from the start of its process on."""
+    _keep(made, event, round(float(event.fields["began_at"]) * SECOND))
+
+
+def _keeper_ended(made: _Made, event: Event) -> None:
+    unit = f"{event.fields['run']}/{event.fields['keeper']}"
+    made.seats.append(SeatFact(event_number(event.id), _time(event), "end", unit))
+
+
+def _gang_started(made: _Made, event: Event) -> None:
+    """What an earlier driver of the run held is gone with it, whether it said so or not."""
+    made.seats.append(SeatFact(event_number(event.id), _time(event), "end", str(event.fields["run"])))
 
 
 def _restored(made: _Made, event: Event) -> None:
@@ -344,12 +389,14 @@ def _replica(event: Event) -> str:
     return f"{event.fields['app']}/{event.fields['replica']}"
 
 
+def replica_owner(event: Event) -> Owner:
+    version = _text(event, "version")
+    name = str(event.fields["app"])
+    return Owner("app", name, _text(event, "team"), _text(event, "project"), f"v{version}" if version else "", "")
+
+
 def _replica_seat(event: Event, at: int, what: Literal["open", "close"]) -> SeatFact:
-    given = event.fields
-    unit, version = _replica(event), _text(event, "version")
-    owner = Owner(
-        "app", str(given["app"]), _text(event, "team"), _text(event, "project"), f"v{version}" if version else "", ""
-    )
+    given, unit = event.fields, _replica(event)
     gpus = given.get("gpus")
     return SeatFact(
         event_number(event.id),
@@ -359,12 +406,14 @@ def _replica_seat(event: Event, at: int, what: Literal["open", "close"]) -> Seat
         str(given["node"]),
         unit,
         None if gpus is None else float(gpus),
-        owner,
+        replica_owner(event),
     )
 
 
 def _replica_ready(made: _Made, event: Event) -> None:
-    begun = _time(event) - round(float(event.fields.get("seconds", 0)) * SECOND)
+    """Its GPUs are its own from the start of its process on; loading begins with the imports."""
+    told = event.fields.get("process_at")
+    begun = round(float(event.time_s - event.fields.get("seconds", 0) if told is None else told) * SECOND)
     made.seats.append(_replica_seat(event, begun, "open"))
     made.full(event, _replica(event), Use.LOADING)
 
@@ -398,7 +447,11 @@ _READERS = {
     "worker_started": _worker_started,
     "worker_ended": _worker_ended,
     "worker_failed": _worker_ended,
+    "attempt": _attempt,
     "attempt_ended": _attempt_ended,
+    "gang_started": _gang_started,
+    "keeper_ready": _keeper_ready,
+    "keeper_ended": _keeper_ended,
     "train_started": _restored,
     "train_resumed": _restored,
     "step": _step,

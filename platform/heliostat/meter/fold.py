@@ -102,7 +102,7 @@ def _take_nodes(state: State, facts: Iterable[NodeFact]) -> dict[str, NodeState]
         if node is None:
             if fact.what != "started":
                 continue  # it was counted to its end, and this is an echo
-            node = NodeState(fact.place, fact.gpus, started=fact.at, counted=fact.at)
+            node = NodeState(fact.place, fact.gpus, started=fact.at, counted=fact.at, share=fact.share)
         if fact.what != "started":
             node = replace(node, **{fact.what: min(getattr(node, fact.what), fact.at)})
         nodes[fact.node] = replace(node, alias=node.alias or fact.alias)
@@ -151,8 +151,9 @@ def _take_seats(
             close_all(next_end)
             next_end = next(ends, None)
         if fact.what == "end":
-            for slot in sorted(holding.get(fact.unit, ())):
-                close(slot, fact.at)
+            for unit in [fact.unit] if "/" in fact.unit else [each for each in holding if _run_of(each) == fact.unit]:
+                for slot in sorted(holding.get(unit, ())):
+                    close(slot, fact.at)
         elif fact.what == "close":
             if fact.slot in active and active[fact.slot].unit == fact.unit:
                 close(fact.slot, fact.at)
@@ -161,6 +162,10 @@ def _take_seats(
     for end in [] if next_end is None else [next_end, *ends]:
         close_all(end)
     return done + list(active.values()), openings
+
+
+def _run_of(unit: str) -> str:
+    return unit.partition("/")[0]
 
 
 def _of_ready_nodes(samples: Samples, nodes: Mapping[str, NodeState]) -> Samples:
@@ -264,6 +269,7 @@ class _Rows:
         self.places = list(dict.fromkeys(node.place for node in nodes.values()))
         codes = {place: code for code, place in enumerate(self.places)}
         self.place_of_node = np.array([codes[node.place] for node in nodes.values()], dtype=np.int64)
+        self.share_of_node = np.array([node.share for node in nodes.values()])
         self.owners: dict[Owner, int] = {Owner(): 0}
         self.lifetime = 0.0
         self.orphans = 0
@@ -274,7 +280,8 @@ class _Rows:
 
     def add(self, at: Ints, node: Ints, owner: Ints, use: Ints, gpu_us: Floats) -> None:
         """`at`: any instant of the hour."""
-        self._parts.append((at // HOUR, ((self.place_of_node[node] << 24) + owner) * _USES + use, gpu_us))
+        key = ((self.place_of_node[node] << 24) + owner) * _USES + use
+        self._parts.append((at // HOUR, key, gpu_us * self.share_of_node[node]))
 
     def entries(self) -> Entries:
         hour = np.concatenate([part[0] for part in self._parts]) if self._parts else np.zeros(0, dtype=np.int64)
@@ -421,7 +428,7 @@ def _enter_nodes(
     lanes, cuts = [], []
     for name, node in nodes.items():
         until = horizon[name]
-        out.lifetime += (until - node.counted) / SECOND * node.gpus
+        out.lifetime += (until - node.counted) / SECOND * node.gpus * node.share
         start, stop = max(node.counted, node.ready), min(node.stopping, until)
         _enter_span(out, name, 0, Use.STARTING, node.counted, min(node.ready, until), node.gpus)
         _enter_span(out, name, 0, Use.STARTING, max(start, stop), until, node.gpus)

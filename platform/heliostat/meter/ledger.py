@@ -2,12 +2,14 @@
 
     ledger/<day>/<number>.json               manifest of an entry (heliostat.commit): the day, as known when it was made
     ledger/<day>/<attempt>/entries.parquet   its rows
+    ledger/<day>/<attempt>/counts.parquet    what was done in them: requests, tokens, steps
     ledger/<day>/<attempt>/state.json        what is open at its end, where the next day begins
 
 Entries are never changed. The newest of a day counts; what came late, or was told otherwise since, is in it and not in
-those before, which stay as the record of what was believed. So a day can be folded any number of times, by any number
-of processes, killed at any line, and nothing counts twice. A row may lie in an hour of the day before: what could not
-be told by midnight is unexplained there until the next day's entry moves it, with a minus.
+those before, which stay as the record of what was believed; those made before the day was over are swept. So a day can
+be folded any number of times, by any number of processes, killed at any line, and nothing counts twice. A row may lie
+in an hour of the day before: what could not be told by midnight is unexplained there until the next day's entry moves
+it, with a minus.
 """
 
 from __future__ import annotations
@@ -16,21 +18,23 @@ import hashlib
 import io
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from heliostat.commit import Manifest, commit, read_file, read_manifest
-from heliostat.errors import CorruptArtifact, ObjectExists
+from heliostat.errors import CorruptArtifact, ObjectExists, ObjectMissing, StoreError
 from heliostat.events import CLOCK_MARGIN, Event, read_segment
 from heliostat.store import ObjectInfo, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from heliostat.meter.counts import Counts
     from heliostat.meter.fold import Entries
     from heliostat.meter.state import State
 
@@ -39,7 +43,10 @@ DAY_US = 86_400_000_000
 READERS = 16
 _ROWS = "entries.parquet"
 _STATE = "state.json"
+_COUNTS = "counts.parquet"
 _DAY = timedelta(days=1)
+LATE = timedelta(days=2)
+"""Events of days before the last whole one are looked for so far back, unless all are asked for."""
 
 OWNER_COLUMNS = ("kind", "name", "team", "project", "version", "user")
 PLACE_COLUMNS = ("group", "market", "instance", "zone")
@@ -60,40 +67,131 @@ class DayEntry:
     total: float  # GPU-seconds of all classes
 
 
-def update(store: Store, *, now: float, progress: Callable[[str], None] = lambda _: None) -> int:
+def update(store: Store, *, now: float, full: bool = False, progress: Callable[[str], None] = lambda _: None) -> int:
     """Fold what is new, up to `now` in seconds since the epoch; returns how many days were folded.
 
-    Repeating it, or killing it, does no harm.
+    Repeating it, or killing it, does no harm. `full` looks for late events of any day; else of the last few.
     """
-    segments = store.list("events/")
-    if not segments:
-        return 0
-    newest = newest_entries(store)
-    first, last = min(_segment_day(info.key) for info in segments) - _DAY, datetime.fromtimestamp(now, UTC).date()
-    memory = _Segments(store)
-    chain = _Chain(store)
-    folded = 0
-    for day in _days(first, last):
-        inputs = [info for info in segments if _may_tell_of(info, day)]
-        until = min(_start(day + _DAY), _us(now))
-        folded += _bring_up(store, day, inputs, memory, chain, newest.get(day), until=until, progress=progress)
-        if folded and (day - first).days % 10 == 9:
-            progress(f"folded up to {day}")
-    return folded
+    return Folder(store).update(now=now, full=full, progress=progress)
 
 
-def newest_entries(store: Store) -> dict[date, DayEntry]:
-    """Of each day that was ever folded."""
+class Folder:
+    """Folds again and again, and keeps what it has read: an update costs what is new of the last days."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._segments = _Segments(store)
+        self._known: dict[str, ObjectInfo] = {}
+        self._done: dict[date, _Done] = {}
+        self._entries: dict[tuple[date, int], DayEntry] = {}
+
+    def update(self, *, now: float, full: bool = False, progress: Callable[[str], None] = lambda _: None) -> int:
+        """As `update` of this module."""
+        today = datetime.fromtimestamp(now, UTC).date()
+        newest = newest_entries(self._store, known=self._entries)
+        self._entries = {(day, entry.number): entry for day, entry in newest.items()}
+        whole = [day for day, entry in newest.items() if entry.until == _start(day + _DAY)]
+        since = None if full or not whole else min(max(whole), today) - LATE
+        self._list(since, today)
+        if not self._known:
+            return 0
+        chain = _Chain(self._store)
+        before = [day for day in newest if since is not None and day < since]
+        if before:
+            chain.take(newest[max(before)])
+        by_day = _by_day(self._known.values())
+        first = min(by_day) if since is None else since
+        folded = 0
+        for day in _days(first, today):
+            until = min(_start(day + _DAY), _us(now))
+            self._segments.keep({info.key for each in (day, day + _DAY) for info in by_day.get(each, ())})
+            folded += self._fold_day(day, by_day.get(day, []), chain, newest.get(day), until=until, progress=progress)
+            if folded and (day - first).days % 10 == 9:
+                progress(f"folded up to {day}")
+        return folded
+
+    def _list(self, since: date | None, today: date) -> None:
+        """Every segment whose events may lie in those days."""
+        far = since is None or today - since > timedelta(days=7)  # one listing, then
+        prefixes = ["events/"] if since is None or far else [f"events/{d}/" for d in _days(since - _DAY, today + _DAY)]
+        self._known = {info.key: info for prefix in prefixes for info in self._store.list(prefix)}
+
+    def _fold_day(
+        self,
+        day: date,
+        inputs: list[ObjectInfo],
+        chain: _Chain,
+        newest: DayEntry | None,
+        *,
+        until: int,
+        progress: Callable[[str], None],
+    ) -> bool:
+        """Whether it had to be folded. What tomorrow's segments do not tell of today need not be folded again."""
+        keys, done = frozenset(info.key for info in inputs), self._done.get(day)
+        if done is not None and newest is not None and done.until == newest.until and done.state_in == chain.digest:
+            fresh = [info for info in inputs if info.key not in done.keys]
+            same = until == done.until or (done.idle and until < _start(day + _DAY))
+            if same and not any(self._segments.touches(info, day) for info in fresh):
+                chain.take(newest)
+                self._done[day] = replace(done, keys=keys)
+                return False
+        state_in = chain.digest
+        folded = _bring_up(self._store, day, inputs, self._segments, chain, newest, until=until, progress=progress)
+        self._done[day] = _Done(keys, state_in, until, idle=not chain.state().nodes)
+        return folded
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A day as this process folded it last."""
+
+    keys: frozenset[str]
+    state_in: str
+    until: int
+    idle: bool  # without a node at its end
+
+
+def _by_day(segments: Iterable[ObjectInfo]) -> dict[date, list[ObjectInfo]]:
+    """Of each day the segments that may tell of it, by what a listing says.
+
+    A segment's key has the day of its first event; it was written after its last. What took effect on a day may be
+    told on the next one (a node's end, found in the morning).
+    """
+    found: dict[date, list[ObjectInfo]] = {}
+    for info in segments:
+        for day in _days(_segment_day(info.key) - _DAY, (info.modified + CLOCK_MARGIN).date()):
+            found.setdefault(day, []).append(info)
+    return found
+
+
+def newest_entries(
+    store: Store, *, since: date | None = None, known: Mapping[tuple[date, int], DayEntry] = MappingProxyType({})
+) -> dict[date, DayEntry]:
+    """Of each day that was ever folded, from `since` on. `known`: entries by day and number, which never change."""
+    for last in (False, False, True):
+        keys = _newest_numbers(store, since)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
+            try:
+                found = list(pool.map(lambda item: known.get(item) or _read_entry(store, *item), sorted(keys.items())))
+            except CorruptArtifact:  # swept since it was listed, as there are newer ones
+                if last:
+                    raise
+            else:
+                return {entry.day: entry for entry in found}
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _newest_numbers(store: Store, since: date | None) -> dict[date, int]:
     keys: dict[date, int] = {}
     for info in store.list(f"{FOLDER}/"):
         day, _, name = info.key.removeprefix(f"{FOLDER}/").partition("/")
         number, _, kind = name.partition(".")
         if kind == "json" and number.isdigit():
             with suppress(ValueError):
-                keys[date.fromisoformat(day)] = max(int(number), keys.get(date.fromisoformat(day), 0))
-    with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
-        found = pool.map(lambda item: _read_entry(store, *item), sorted(keys.items()))
-        return {entry.day: entry for entry in found}
+                at = date.fromisoformat(day)
+                if since is None or at >= since:
+                    keys[at] = max(int(number), keys.get(at, 0))
+    return keys
 
 
 def read(
@@ -104,13 +202,41 @@ def read(
     `columns`: those of it alone, "hour" among them; a report says which it needs (`report.columns_of`).
     """
     import pyarrow as pa
+
+    parts = _read_parts(store, since, lambda manifest: _read_rows(store, manifest, columns))
+    rows = pa.concat_tables([empty_table(columns), *parts]).unify_dictionaries()
+    return _within(rows, since, until)
+
+
+def read_counts(store: Store, *, since: date | None = None, until: date | None = None) -> pa.Table:
+    """What was done in the days from `since` to `until`, both included, in the form of `counts_table`."""
+    import pyarrow as pa
+
+    def rows(manifest: Manifest) -> pa.Table:
+        if _COUNTS not in manifest.files:  # an entry of an earlier release
+            return counts_table({})
+        return _parquet(read_file(store, manifest, _COUNTS), _counts_schema())
+
+    parts = _read_parts(store, since, rows)
+    return _within(pa.concat_tables([counts_table({}), *parts]).unify_dictionaries(), since, until)
+
+
+def _read_parts(store: Store, since: date | None, rows: Callable[[Manifest], pa.Table]) -> list[pa.Table]:
+    """From the newest entry of each day. The rows of a day's hours are in its own, and moved ones in later ones."""
+    for last in (False, False, True):
+        wanted = [entry for _, entry in sorted(newest_entries(store, since=since).items())]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
+            try:
+                return list(pool.map(lambda entry: rows(entry.manifest), wanted))
+            except (ObjectMissing, CorruptArtifact):  # newer ones have taken their place, and they were swept
+                if last:
+                    raise
+    return []
+
+
+def _within(rows: pa.Table, since: date | None, until: date | None) -> pa.Table:
     import pyarrow.compute as pc
 
-    # The rows of a day's hours are in its own entry, and moved ones in later entries.
-    wanted = [entry for day, entry in sorted(newest_entries(store).items()) if since is None or day >= since]
-    with ThreadPoolExecutor(READERS, thread_name_prefix="ledger") as pool:
-        parts = list(pool.map(lambda entry: _read_rows(store, entry.manifest, columns), wanted))
-    rows = pa.concat_tables([empty_table(columns), *parts]).unify_dictionaries()
     for limit, compare in ((since, pc.greater_equal), (until and until + _DAY, pc.less)):
         if limit is not None:
             rows = rows.filter(compare(rows["hour"], _start(limit) // (DAY_US // 24)))
@@ -123,7 +249,7 @@ def corrections(store: Store, day: date) -> list[pa.Table]:
     import pyarrow.compute as pc
 
     found, before = [], None
-    for number in range(1, newest_entries(store)[day].number + 1):
+    for number in _numbers(store, day):
         rows = _read_rows(store, _read_entry(store, day, number).manifest)
         if before is not None:
             minus = before.set_column(before.num_columns - 1, "gpu_seconds", pc.negate(before["gpu_seconds"]))
@@ -179,34 +305,77 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    return _parquet(data, _schema(columns))
+
+
+def _parquet(data: bytes, schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(columns)
     texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     # One thread: many files are read at once.
     file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
     return file.read(columns=schema.names, use_threads=False).cast(schema)
 
 
+def _counts_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    text = pa.dictionary(pa.int32(), pa.string())
+    fields = [("hour", pa.int64()), *((name, text) for name in (*OWNER_COLUMNS, "what")), ("amount", pa.float64())]
+    return pa.schema(fields)
+
+
+def counts_table(counts: Counts) -> pa.Table:
+    """Columns: hour (since the epoch), those of Owner, what, amount."""
+    import pyarrow as pa
+
+    keys = sorted(counts, key=lambda key: (key[0], key[2], tuple(asdict(key[1]).values())))
+    rows = [
+        {"hour": hour, **asdict(owner), "what": what, "amount": counts[hour, owner, what]} for hour, owner, what in keys
+    ]
+    return pa.Table.from_pylist(rows, schema=_counts_schema())
+
+
 # --- one day
 
 
 class _Segments:
-    """Parsed segments, read once while the days that need them are folded."""
+    """Parsed segments, read once while somebody needs them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._parsed: dict[str, list[Event]] = {}
 
+    def keep(self, keys: Set[str]) -> None:
+        """Forget the others."""
+        self._parsed = {key: events for key, events in self._parsed.items() if key in keys}
+
     def events(self, inputs: Sequence[ObjectInfo]) -> Iterator[Event]:
-        wanted = {info.key for info in inputs}
-        self._parsed = {key: events for key, events in self._parsed.items() if key in wanted}
-        missing = sorted(wanted - set(self._parsed))
-        with ThreadPoolExecutor(READERS, thread_name_prefix="segments") as pool:
-            self._parsed |= zip(missing, pool.map(lambda key: read_segment(self._store, key), missing), strict=True)
-        for key in sorted(wanted):
+        self._read([info.key for info in inputs])
+        for key in sorted(info.key for info in inputs):
             yield from self._parsed[key]
+
+    def touches(self, info: ObjectInfo, day: date) -> bool:
+        """Whether any of its events took effect on the day."""
+        self._read([info.key])
+        start, end = _start(day), _start(day + _DAY)
+        return any(start <= _us(at) < end for event in self._parsed[info.key] for at in _instants(event))
+
+    def _read(self, keys: Sequence[str]) -> None:
+        missing = sorted(set(keys) - set(self._parsed))
+        if missing:
+            with ThreadPoolExecutor(READERS, thread_name_prefix="segments") as pool:
+                parsed = pool.map(lambda key: read_segment(self._store, key), missing)
+                self._parsed |= zip(missing, parsed, strict=True)
+
+
+def _instants(event: Event) -> Iterator[float]:
+    yield event.time_s
+    for name in ("at", "started_at", "ready_at", "stopping_at", "ended_at", "began_at"):
+        if isinstance(told := event.fields.get(name), int | float):
+            yield float(told)
+    yield event.time_s - float(event.fields.get("seconds") or 0)
 
 
 class _Chain:
@@ -235,7 +404,7 @@ def _bring_up(
     store: Store,
     day: date,
     inputs: Sequence[ObjectInfo],
-    memory: _Segments,
+    segments: _Segments,
     chain: _Chain,
     newest: DayEntry | None,
     *,
@@ -243,6 +412,7 @@ def _bring_up(
     progress: Callable[[str], None],
 ) -> bool:
     """Whether the day had to be folded."""
+    from heliostat.meter.counts import counts_of
     from heliostat.meter.facts import facts_of
     from heliostat.meter.fold import fold
 
@@ -251,24 +421,43 @@ def _bring_up(
         chain.take(newest)
         return False
     start = _start(day)
-    facts = facts_of(memory.events(inputs), start=start, end=until)
+    facts = facts_of(segments.events(inputs), start=start, end=until)
     if facts.unread:
         progress(f"warning: {facts.unread} events of {day} lack what their kind must tell, and are left out")
     entries, state = fold(chain.state(), facts, until=until)
     if newest is None and not len(entries.hour) and not state.nodes:
         return False  # no node at all: such a day has no entry, and the next one goes on from the day before it
     number = 1 if newest is None else newest.number + 1
-    entry = _write(store, day, number, entries, state, listed=listed, state_in=chain.digest)
+    counts = counts_of(segments.events(inputs), start=start, end=until)
+    entry = _write(store, day, number, entries, state, counts, listed=listed, state_in=chain.digest)
     if entry is None:  # another process has written this number: what it knew may be more, or less
         return _bring_up(
-            store, day, inputs, memory, chain, _read_entry(store, day, number), until=until, progress=progress
+            store, day, inputs, segments, chain, _read_entry(store, day, number), until=until, progress=progress
         )
     chain.take(entry, state)
+    _sweep_provisional(store, entry)
     return True
 
 
+def _sweep_provisional(store: Store, newest: DayEntry) -> None:
+    """An entry that was made before its day was over is no record of anything once there are two newer ones."""
+    for number in _numbers(store, newest.day):
+        if number < newest.number - 1:
+            with suppress(CorruptArtifact, StoreError):
+                entry = _read_entry(store, newest.day, number)
+                if entry.until < _start(newest.day + _DAY):
+                    store.delete(_manifest_key(newest.day, number))
+                    for name in entry.manifest.files:
+                        store.delete(f"{entry.manifest.folder}/{name}")
+
+
+def _numbers(store: Store, day: date) -> list[int]:
+    names = [info.key.rpartition("/")[2] for info in store.list(f"{FOLDER}/{day}/") if info.key.count("/") == 2]
+    return sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit())
+
+
 def _write(
-    store: Store, day: date, number: int, entries: Entries, state: State, *, listed: str, state_in: str
+    store: Store, day: date, number: int, entries: Entries, state: State, counts: Counts, *, listed: str, state_in: str
 ) -> DayEntry | None:
     """None where the number is taken."""
     data = dump_state(state)
@@ -284,7 +473,7 @@ def _write(
         manifest = commit(
             store,
             f"{FOLDER}/{day}",
-            {_ROWS: to_parquet(table_of(entries)), _STATE: data},
+            {_ROWS: to_parquet(table_of(entries)), _COUNTS: to_parquet(counts_table(counts)), _STATE: data},
             manifest_key=_manifest_key(day, number),
             attempt=uuid.uuid4().hex,
             body=json.dumps(body),
@@ -317,14 +506,6 @@ def _manifest_key(day: date, number: int) -> str:
 
 def _segment_day(key: str) -> date:
     return date.fromisoformat(key.split("/")[1])
-
-
-def _may_tell_of(info: ObjectInfo, day: date) -> bool:
-    """A segment's key has the day of its first event; it was written after its last. What took effect on a day may be
-    told on the next one (a node's end, found in the morning)."""
-    return _segment_day(info.key) <= day + _DAY and info.modified >= datetime.combine(day, datetime.min.time(), UTC) - (
-        CLOCK_MARGIN
-    )
 
 
 def _days(first: date, last: date) -> Iterator[date]:

@@ -42,11 +42,16 @@ def hourly(prices: Sequence[GpuPrice], place: Place, hours: Ints) -> Floats:
 
 
 def from_catalogue(places: Iterable[Place], catalogue: Catalogue | None = None) -> list[GpuPrice]:
-    """The catalogue's price of each instance and market, as far as it has one; reserved machines have none there."""
+    """The catalogue's price of each instance and market, as far as it has one; reserved machines have none there.
+
+    Of a spot machine its price on demand as well: what it saves is told by it.
+    """
     catalogue = catalogue or load()
     known = {instance.name: instance for instance in catalogue.instances}
     found = []
-    for name, market in sorted({(place.instance, place.market) for place in places}):
+    wanted = {(place.instance, place.market) for place in places}
+    wanted |= {(name, "on-demand") for name, market in wanted if market == "spot"}
+    for name, market in sorted(wanted):
         instance = known.get(name)
         if instance is None or market not in ("on-demand", "spot"):
             continue

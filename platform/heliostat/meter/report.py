@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from heliostat.meter.prices import GpuPrice, hourly
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BY = ("team", "project", "job", "app", "group", "market", "instance", "zone", "day", "version", "user")
+BY = ("team", "project", "job", "app", "group", "market", "instance", "zone", "day", "version", "user", "run", "class")
 USEFUL = (Use.SERVING, Use.TRAINING)
 
 
@@ -52,11 +52,22 @@ class Report:
     total: Line
     prices: tuple[GpuPrice, ...] = field(default=())
 
+    def to_frame(self) -> Any:  # Any: pandas ships no types here
+        """A pandas DataFrame: the keys, GPU-seconds by class, held, useful, USD. A row per line, without the total."""
+        import pandas as pd
+
+        return pd.DataFrame([_flat(self, line) for line in self.lines])
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        frame = self.to_frame()
+        return str(frame.to_html(index=False, float_format="{:,.2f}".format, na_rep="", border=0))
+
 
 def report(rows: pa.Table, *, by: Sequence[str] = ("group", "market"), prices: Sequence[GpuPrice] = ()) -> Report:
     """The rows by those dimensions, the largest first (days in order). Raises UsageError for an unknown dimension."""
     check_dimensions(by)
-    table = _with_money(_with_keys(rows, by), prices)
+    table = with_money(with_keys(rows, by), prices)
     sums = table.group_by([*by, "use"]).aggregate([(name, "sum") for name in ("gpu_seconds", "usd", "unpriced")])
     lines = _lines(sums.to_pylist(), by)
     used = {(place.instance, place.market) for place in places(rows)}
@@ -79,7 +90,7 @@ def check_dimensions(by: Sequence[str]) -> None:
 
 def columns_of(by: Sequence[str]) -> tuple[str, ...]:
     """The ledger's columns that a report by those dimensions needs."""
-    own = {"job": ("kind", "name"), "app": ("kind", "name"), "day": ()}
+    own = {"job": ("kind", "name"), "app": ("kind", "name"), "run": ("kind", "version"), "day": (), "class": ()}
     needed = [column for name in by for column in own.get(name, (name,))]
     return tuple(dict.fromkeys(["hour", *PLACE_COLUMNS, *needed, "use", "gpu_seconds"]))
 
@@ -90,13 +101,28 @@ def places(rows: pa.Table) -> list[Place]:
     return [Place(**{name: row[name] for name in PLACE_COLUMNS}) for row in distinct]
 
 
+def name_instances(rows: pa.Table, by_group: Mapping[str, str]) -> pa.Table:
+    """With the instance of its group where a row does not name one, for nodes whose events did not know it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = rows["instance"].cast(pa.string())
+    if not by_group or not pc.any(pc.equal(column, "")).as_py():
+        return rows
+    known = pa.array([by_group.get(group, "") for group in rows["group"].to_pylist()], type=pa.string())
+    named = pc.if_else(pc.equal(column, ""), known, column).cast(pa.string())
+    encoded = pc.dictionary_encode(named.combine_chunks() if isinstance(named, pa.ChunkedArray) else named)
+    return rows.set_column(rows.column_names.index("instance"), "instance", encoded)
+
+
 def _place_in_report(by: Sequence[str], line: Line) -> tuple[Any, ...]:  # Any: texts, then a number
     days = [key or "" for name, key in zip(by, line.keys, strict=True) if name == "day"]
     nobody = not any(line.keys)
     return (*days, nobody, -line.held, tuple(key or "" for key in line.keys))
 
 
-def _with_keys(rows: pa.Table, by: Sequence[str]) -> pa.Table:
+def with_keys(rows: pa.Table, by: Sequence[str]) -> pa.Table:
+    """With a column of each dimension."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -107,10 +133,16 @@ def _with_keys(rows: pa.Table, by: Sequence[str]) -> pa.Table:
         elif name in ("job", "app"):
             mine = pc.equal(rows["kind"].cast(pa.string()), name)
             rows = rows.append_column(name, pc.if_else(mine, rows["name"].cast(pa.string()), ""))
+        elif name == "run":
+            mine = pc.equal(rows["kind"].cast(pa.string()), "job")
+            rows = rows.append_column(name, pc.if_else(mine, rows["version"].cast(pa.string()), ""))
+        elif name == "class" and "use" in rows.column_names:
+            rows = rows.append_column(name, rows["use"])
     return rows
 
 
-def _with_money(rows: pa.Table, prices: Sequence[GpuPrice]) -> pa.Table:
+def with_money(rows: pa.Table, prices: Sequence[GpuPrice]) -> pa.Table:
+    """With `usd`, 0 where there is no price, and `unpriced`, the GPU-seconds of those."""
     import pyarrow as pa
 
     usd = np.full(rows.num_rows, np.nan)
@@ -137,8 +169,13 @@ def _with_money(rows: pa.Table, prices: Sequence[GpuPrice]) -> pa.Table:
 def _lines(sums: list[dict[str, Any]], by: Sequence[str]) -> list[Line]:  # Any: texts and numbers
     grouped: dict[tuple[str | None, ...], list[dict[str, Any]]] = {}
     for row in sums:
-        grouped.setdefault(tuple(_key(name, row[name]) for name in by), []).append(row)
+        grouped.setdefault(keys_of(by, row), []).append(row)
     return [_line(keys, rows) for keys, rows in grouped.items()]
+
+
+def keys_of(by: Sequence[str], row: dict[str, Any]) -> tuple[str | None, ...]:  # Any: as below
+    """A row's keys as a line has them."""
+    return tuple(_key(name, row[name]) for name in by)
 
 
 def _key(name: str, value: Any) -> str | None:  # Any: a text, or a day since the epoch
@@ -173,6 +210,17 @@ def _sum(lines: Sequence[Line]) -> Line:
 
 
 # --- forms
+
+
+def _flat(made: Report, line: Line) -> dict[str, Any]:  # Any: texts and numbers
+    return {
+        **dict(zip(made.by, line.keys, strict=True)),
+        **{use: line.gpu_seconds.get(use, 0.0) for use in columns(made)},
+        "held": line.held,
+        "useful": line.useful,
+        "usd": line.usd,
+        "unpriced": line.unpriced_gpu_seconds,
+    }
 
 
 def columns(made: Report) -> list[str]:

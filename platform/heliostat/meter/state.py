@@ -23,6 +23,7 @@ class NodeState:
     alias: str = ""
     sampled_at: int = -1  # the last sample, -1: none so far
     free: float = 0.0  # what it said
+    share: float = 1.0  # of a whole device that one of `gpus` is
     unknown: float | None = None  # GPUs held by then and in no seat; None: not reckoned yet, for nothing after it was
 
 

@@ -40,6 +40,18 @@ class ServeClient:
             return {}
         return {name: _status(name, app) for name, app in answer.json().get("applications", {}).items()}
 
+    def replicas(self) -> set[str]:
+        """The ids of all replicas that Serve knows, whatever their state. Raises ClusterError where it cannot tell."""
+        answer = self._send("GET", None)
+        if answer.status_code != 200:
+            raise ClusterError(f"Serve does not tell its replicas: HTTP {answer.status_code}", where=self._url)
+        return {
+            str(replica["replica_id"])
+            for app in answer.json().get("applications", {}).values()
+            for deployment in app.get("deployments", {}).values()
+            for replica in deployment.get("replicas", [])
+        }
+
     def _send(self, method: str, body: dict[str, Any] | None) -> httpx.Response:
         try:
             return httpx.request(method, self._url, json=body, headers=self._headers, timeout=30)

@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -24,9 +24,10 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
+from heliostat.clock import process_began_at
 from heliostat.cluster.fence import keep_replica_on_loopback
 from heliostat.errors import HeliostatError, StoreError
-from heliostat.events import Spool
+from heliostat.events import Event, Spool
 from heliostat.inference.device import pick_device
 from heliostat.promote.records import read_release
 from heliostat.promote.release import Trial, trial
@@ -43,6 +44,7 @@ from heliostat.serve.recipe import Recipe
 from heliostat.serve.reports import ReplicaReport, remove_report, write_report
 from heliostat.serve.scaling import Demand
 from heliostat.serve.trial import Held, TrialRun
+from heliostat.serve.usage import Told, Use, between, sums
 from heliostat.settings import Settings, load
 from heliostat.store import Store
 
@@ -50,9 +52,11 @@ log = logging.getLogger(__name__)
 keep_replica_on_loopback()
 
 WATCH_S = 0.5
+PROCESS_LIMIT_S = 120.0  # a process that is older was not made for this replica
 REPORT_S = 2.0
 USE_S = 30.0  # how often teams' use goes to the meter, as sums of this replica's life; a kill loses no more
 DRAIN_S = 10.0  # what the version that leaves may take to end what it has begun
+BUSY_S = 10.0  # how often its seconds of answering go to the meter; a kill loses what its last report did not have
 KEYS_S = 5.0  # a revoked key opens nothing after this long
 
 
@@ -125,7 +129,15 @@ class ModelDeployment:
         self._planned: Trial | None = None
         # The node's own phase is in its events; between the two lie placing and the process with its imports.
         self._start_s = sum(phases.seconds.values())
-        self._emit("replica_ready", seconds=round(time.time() - begun, 3), phases=phases.seconds, began_at=begun)
+        process_at = max(process_began_at(), begun - PROCESS_LIMIT_S)
+        ready = self._emit(
+            "replica_ready",
+            seconds=round(time.time() - begun, 3),
+            phases=phases.seconds,
+            began_at=begun,
+            process_at=process_at if process_at > begun - PROCESS_LIMIT_S else begun,
+        )
+        self._told = Told(ready.time_s)
         write_report(self._store, self._report())
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="alias-watch", daemon=True)
@@ -152,10 +164,18 @@ class ModelDeployment:
     def __del__(self) -> None:
         if hasattr(self, "_stop"):
             self._stop.set()
+            self._watcher.join(2)  # what it tells is not told twice
             self._api.close()
             if self._second is not None:
                 self._second.close()
-            self._emit("replica_ended", requests=self._endpoint.counts.requests, teams=self._teams())
+            use = self._use()[0]
+            self._emit(
+                "replica_ended",
+                requests=self._endpoint.counts.requests,
+                teams=self._teams(),
+                busy_s=use.busy_s,
+                asked=use.asked,
+            )
             remove_report(self._store, self._arguments.app, _replica_id())
 
     def _make_api(self, loaded: Loaded[Recipe]) -> Api:
@@ -236,6 +256,8 @@ class ModelDeployment:
             requests=self._endpoint.counts.requests,
             last_request_at=self._endpoint.counts.last_request_at,
             queued_tokens=self._api.queued_tokens,
+            gpus=self._arguments.gpus,
+            busy_s=self._use()[0].busy_s,
             teams=self._teams(),
             error=self._error,
             trial=self._tally(),
@@ -257,6 +279,8 @@ class ModelDeployment:
             if self._arguments.keys and time.monotonic() - keys_at > KEYS_S:
                 keys_at = time.monotonic()
                 self._refresh_keys()
+            if time.time() - self._told.at > BUSY_S:
+                self._tell_busy()
             if time.monotonic() - use_at > USE_S and self._teams() != used:
                 use_at, used = time.monotonic(), self._teams()
                 self._emit("team_use", teams=used)
@@ -269,6 +293,16 @@ class ModelDeployment:
                     log.warning("the replica could not report", exc_info=True)
                 else:
                     told, told_at = news, time.monotonic()
+
+    def _use(self) -> tuple[Use, Told]:
+        """Since the last telling; and what is told once that is."""
+        now = sums(self._api.load, self._endpoint.counts, time.time(), before=self._told)
+        return between(self._told, now), now
+
+    def _tell_busy(self) -> None:
+        use, now = self._use()
+        event = self._emit("replica_busy", busy_s=use.busy_s, asked=use.asked)
+        self._told = replace(now, at=event.time_s)
 
     def _refresh_keys(self) -> None:
         try:
@@ -303,6 +337,7 @@ class ModelDeployment:
         run = self._endpoint.trial
         warm = None if run is None else run.holds(artifact.version)
         if warm is not None:  # both are loaded: the switch is a pointer
+            self._tell_busy()
             self._second, self._api = self._api, warm
             self._endpoint.replace(warm)
             artifact = warm.loaded.identity  # type: ignore[assignment]  # what _load made it of
@@ -310,6 +345,7 @@ class ModelDeployment:
             self._end_trial()
             artifact, loaded = self._load(artifact, phases, beside=self._artifact)
             self._api.take_over(loaded)
+            self._tell_busy()
         self._artifact = artifact
         self._loaded_at = time.time()
         self._emit("version_live", seconds=round(time.time() - begun, 3), phases=phases.seconds)
@@ -450,8 +486,8 @@ class ModelDeployment:
     def _other(self, run: TrialRun) -> Api | None:
         return run.before if run.tried is self._api else run.tried
 
-    def _emit(self, kind: str, **fields: Any) -> None:
-        self._spool.emit(
+    def _emit(self, kind: str, **fields: Any) -> Event:
+        return self._spool.emit(
             kind,
             app=self._arguments.app,
             replica=_replica_id(),
@@ -459,6 +495,8 @@ class ModelDeployment:
             gpus=self._arguments.gpus,
             version=self._artifact.version,
             digest=self._artifact.digest,
+            team=os.environ.get("HELIOSTAT_TEAM", ""),
+            project=os.environ.get("HELIOSTAT_PROJECT", ""),
             **fields,
         )
 
@@ -516,4 +554,6 @@ def _replica_id() -> str:
 
 
 def _node_id() -> str:
-    return os.environ.get("HELIOSTAT_NODE_ID", "")
+    import ray
+
+    return os.environ.get("HELIOSTAT_NODE_ID") or str(ray.get_runtime_context().get_node_id())

@@ -32,6 +32,8 @@ class ReplicaReport(BaseModel):
     last_request_at: float
     queued_tokens: int
     teams: dict[str, dict[str, int]] = {}  # requests, items and tokens by the team of the key that asked
+    gpus: float = 1.0
+    busy_s: dict[str, float] = {}  # seconds of answering by team, since the last `replica_busy`
     error: str | None = None  # why a newer version could not be loaded
     trial: Tally | None = None  # what it has seen of the release that goes on
     reported_at: float = 0.0

@@ -13,7 +13,8 @@ run of as many workers equals an uninterrupted one bit for bit on the CPU. The o
 seed and the step, or be given to `restore` as well.
 
 `step_done` begins checkpoints early enough that a node killed without notice costs `checkpoint_every` steps at most,
-and on a notice it checkpoints at once and leaves the node, so that nothing is recomputed.
+and on a notice it checkpoints at once and leaves the node, so that nothing is recomputed. Where no interval is given,
+it is the one that loses the least time, from what a checkpoint costs and how often the group's nodes are taken away.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,10 +35,12 @@ from heliostat.commit import commit
 from heliostat.errors import CorruptArtifact, ObjectExists
 from heliostat.events import Spool
 from heliostat.inference.device import pick_device
+from heliostat.plan.policy.checkpoint import Interval, checkpoint_interval
 from heliostat.settings import Settings
 from heliostat.store import Store
 from heliostat.train.checkpoint import Checkpoint, CheckpointWriter, Part, Place, at, complete, patiently
 from heliostat.train.pace import OwnWork
+from heliostat.train.reclaims import Reclaims
 from heliostat.train.seat import GO_ON, LEAVE, SAVE, Seat
 from heliostat.train.stall import StallWatch
 
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     import torch
 
 OUTPUT_META = "run.json"
+FIRST_INTERVAL = 10
+"""Steps, where the interval is to be found and nothing is measured yet."""
+DATA_WAIT_TOLD_S = 0.01
 _RANDOMS_BYTES = 20_480  # 1,249 words of up to 10 digits, as JSON
 
 
@@ -60,10 +66,12 @@ class RunSpec:
     """What the driver tells every worker."""
 
     run: str
-    checkpoint_every: int  # steps: what a loss without notice may cost
+    checkpoint_every: int | None  # steps: what a loss without notice may cost; None: what loses the least
     workers: int
     group: str
     tags: dict[str, str]
+    reclaims: Reclaims = field(default_factory=Reclaims)  # of the group's nodes, as counted when the driver began
+    gpus: float = 1.0  # that a worker holds
 
 
 class Wishes(Protocol):
@@ -111,6 +119,10 @@ class TrainContext:
         self._last_step_at: float | None = None
         self._stall_s = 0.0
         self._own = OwnWork()
+        self._data_s = self._data_told_s = 0.0  # in which the steps waited for data
+        self._every = spec.checkpoint_every or FIRST_INTERVAL
+        self._save_s = 0.0  # what the last checkpoint kept the steps waiting
+        self._interval_of: int | None = None  # the committed step that `_every` was last reckoned after
         self._from_step = 0
         self._first_at: float | None = None
         self._emit_worker("worker_started", began_at=time.time() if began_at is None else began_at)
@@ -140,6 +152,7 @@ class TrainContext:
         self._measure_pace()
         self._stall.step_done(step, self._pace_s)
         self._own.end()
+        self._measure_data()
         self._emit("step", step=step, total=total, loss=round(loss, 5), tokens=tokens, world=self.world_size)
         now = time.time()
         self._first_at = self._first_at or now
@@ -148,6 +161,8 @@ class TrainContext:
             total=total,
             loss=loss,
             stall_s=self._stall_s,
+            data_s=self._data_s,
+            every=self._every,
             from_step=self._from_step,
             first_at=self._first_at,
             last_at=now,
@@ -171,17 +186,16 @@ class TrainContext:
         self._stall.end()
         self._writer.wait()
         if self.rank == 0:
-            about = {"run": self.spec.run, "metrics": dict(metrics), "lineage": dict(lineage)}
-            folder = f"runs/{self.spec.run}/output"
 
             def write() -> None:
                 # An attempt that was killed just after its commit has finished the run: its output is the run's.
                 with contextlib.suppress(ObjectExists):
-                    commit(
+                    write_output(
                         self._store,
-                        folder,
-                        {**files, OUTPUT_META: json.dumps(about).encode()},
-                        manifest_key=f"{folder}/manifest.json",
+                        self.spec.run,
+                        files=files,
+                        metrics=metrics,
+                        lineage=lineage,
                         attempt=self._seat.attempt,
                     )
 
@@ -189,6 +203,13 @@ class TrainContext:
             self._emit("train_finished", metrics=dict(metrics))
         self._barrier()
         self._emit_worker("worker_ended")
+
+    def data_waited(self, seconds: float) -> None:
+        """For a recipe with a data loader of its own: how long the step just made has waited for its samples.
+
+        A `Stream` that was given to `restore` is asked by itself.
+        """
+        self._data_s += seconds
 
     def fail(self) -> None:
         """The training function itself is wrong."""
@@ -204,7 +225,7 @@ class TrainContext:
         """Rank 0 begins a checkpoint so many steps early as its way into the store takes, on what was measured."""
         if self.rank != 0 or step >= total or self._writer.busy:
             return False
-        every = self.spec.checkpoint_every
+        every = self._find_interval()
         if self._writer.committed is None:
             lead = every / 2  # nothing is measured yet
         else:
@@ -217,7 +238,7 @@ class TrainContext:
         if self.rank != 0:
             return
         self._safe_step = max(self._safe_step, self._writer.committed or 0)
-        if step - self._safe_step < self.spec.checkpoint_every or step >= total or self._writer.started is None:
+        if step - self._safe_step < self._every or step >= total or self._writer.started is None:
             return
         begun = time.monotonic()
         self._writer.wait()
@@ -225,6 +246,44 @@ class TrainContext:
         self._stall_s += waited
         self._safe_step = max(self._safe_step, self._writer.committed or 0)
         self._emit("checkpoint_stall", step=step, seconds=round(waited, 4))
+
+    def _find_interval(self) -> int:
+        """In steps: as it was asked for, or reckoned anew after each checkpoint, from what that one cost."""
+        if self.spec.checkpoint_every is not None or self._writer.committed == self._interval_of or not self._pace_s:
+            return self._every
+        self._interval_of = self._writer.committed
+        found = self._best_interval()
+        if found.steps != self._every:
+            self._every = found.steps
+            self._emit(
+                "checkpoint_interval",
+                steps=found.steps,
+                seconds=round(found.seconds, 3),
+                stall_s=round(self._save_s, 4),
+                upload_s=round(self._writer.seconds, 3),
+                step_s=round(self._pace_s, 4),
+                lost_share=round(found.lost_share, 6),
+            )
+        return self._every
+
+    def _best_interval(self) -> Interval:
+        reclaims = self.spec.reclaims
+        return checkpoint_interval(
+            stall_s=self._save_s,
+            step_s=self._pace_s,
+            rate_per_node_hour=reclaims.per_node_hour,
+            nodes=self._seat.nodes,
+            unannounced=reclaims.unannounced_share,
+            least_s=self._writer.seconds,
+        )
+
+    def _measure_data(self) -> None:
+        """Take in how long the data kept the steps waiting; told when there is something to tell."""
+        self._data_s += sum(getattr(extra, "take_waited", float)() for extra in self._extras.values())
+        waited = self._data_s - self._data_told_s
+        if waited > DATA_WAIT_TOLD_S:
+            self._data_told_s = self._data_s
+            self._emit("data_wait", seconds=round(waited, 4))
 
     def _measure_pace(self) -> None:
         now = time.monotonic()
@@ -265,6 +324,7 @@ class TrainContext:
             self._writer.save(step, Part(mine, places), meta, sharded=sharded)
         took = time.monotonic() - begun
         self._stall_s += took
+        self._save_s = took
         self._emit("checkpoint", step=step, stall_s=round(took, 4))
 
     def _same_for_all(self, candidates: Iterator[Checkpoint]) -> Checkpoint | None:
@@ -352,6 +412,10 @@ class TrainContext:
         """Every rank says when it held its node's GPU: the meter needs it."""
         node = os.environ.get("HELIOSTAT_NODE_ID", "")
         about = {"run": self.spec.run, "rank": self.rank, "node": node, "attempt": self._seat.attempt}
+        about["gpus"] = self.spec.gpus
+        if keeper := os.environ.get("HELIOSTAT_KEEPER"):
+            fields |= {"keeper": keeper}
+            about["gpus"] = float(os.environ.get("HELIOSTAT_KEEPER_GPUS", 1))
         self._spool.emit(kind, **about, **self.spec.tags, **fields)
 
     def _emit(self, kind: str, **fields: Any) -> None:
@@ -361,6 +425,22 @@ class TrainContext:
     def _trouble(self, message: str) -> None:
         self.log(message)
         self._emit("checkpoint_trouble", message=message)
+
+
+def write_output(
+    store: Store,
+    run: str,
+    *,
+    files: Mapping[str, bytes],
+    metrics: Mapping[str, float],
+    lineage: Mapping[str, Any],
+    attempt: str,
+) -> None:
+    """A run's output, whole or not at all. Raises ObjectExists where it has one."""
+    about = {"run": run, "metrics": dict(metrics), "lineage": dict(lineage)}
+    folder = f"runs/{run}/output"
+    content = {**files, OUTPUT_META: json.dumps(about).encode()}
+    commit(store, folder, content, manifest_key=f"{folder}/manifest.json", attempt=attempt)
 
 
 class _Ahead:

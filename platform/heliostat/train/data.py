@@ -97,7 +97,7 @@ class Stream:
         self._shards: OrderedDict[int, Future[list[bytes]]] = OrderedDict()
         self._cut: tuple[int, list[list[int]]] | None = None
         self._mixes: OrderedDict[tuple[int, int], list[tuple[int, int]]] = OrderedDict()
-        self.waited_s = 0.0
+        self.waited_s = self._taken_s = 0.0
         self.gave = 0
 
     @property
@@ -128,6 +128,11 @@ class Stream:
         last = self._at.batch + 1 >= self.batches_per_epoch
         self._at = _Position(self._at.epoch + 1, 0) if last else _Position(self._at.epoch, self._at.batch + 1)
         return batch
+
+    def take_waited(self) -> float:
+        """Seconds that the training has waited since this was last asked."""
+        waited, self._taken_s = self.waited_s - self._taken_s, self.waited_s
+        return waited
 
     def state_dict(self) -> dict[str, Any]:
         return {

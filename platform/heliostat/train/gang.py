@@ -4,6 +4,9 @@ Runs in the job's driver. A gang has between `low` and `high` keepers (Ray actor
 *attempt* is one training over those that are there; when it ends by a loss, a notice or a new node, the next one
 follows from the newest checkpoint. What of it a node's death takes away is the node's own keeper alone.
 
+A gang with a deadline moves between two groups, spot and on-demand, or waits with no node at all, as its chooser says
+(`market.py`); it leaves a group when it is whole in the other, after a checkpoint.
+
 Why not Ray Train's own controller, and what each costs in seconds: docs/decisions/0013-recovery.md.
 """
 
@@ -21,15 +24,18 @@ from typing import Any, Literal
 from heliostat.errors import JobFailed
 from heliostat.events import Spool
 from heliostat.plan.fallback import is_away
+from heliostat.plan.policy.deadline import Market
 from heliostat.store import Store
 from heliostat.train.bounds import Reins
 from heliostat.train.checkpoint import claim_generation, patiently
 from heliostat.train.context import RunSpec
 from heliostat.train.goodput import Goodput, Span, reckon
 from heliostat.train.keeper import Keeper, warm_up
+from heliostat.train.market import Chooser
+from heliostat.train.progress import Curve, Progress
+from heliostat.train.reclaims import LABEL_GROUP
 from heliostat.train.seat import About, Ended, Seat
 
-LABEL_GROUP = "heliostat.io/group"
 # Losses in a row after none of which a single step was completed.
 FRUITLESS_LIMIT = 8
 # How long an elastic gang waits for its full size before it begins, or goes on, smaller.
@@ -42,6 +48,7 @@ REPLACE_S = 10.0
 # Before a deadline, for the checkpoint.
 MARGIN_S = 5.0
 LOOK_S = 0.3
+CHOOSE_S = 0.5
 TELL_S = 10.0
 ANSWER_S = 1.0
 PACE_S = 3.0
@@ -58,6 +65,7 @@ class _Place:
     answer: Any  # Any: the reference to its first answer
     asked_at: float
     group: str
+    asked_wall: float  # the same, since the epoch
     about: About | None = None
     line: socket.socket | None = None  # open as long as its process lives
     deadline: float | None = None  # of its node, since the epoch; None without a notice
@@ -93,6 +101,7 @@ class _Attempt:
 
     places: list[_Place]
     name: str
+    group: str
     began_at: float  # since the epoch
     pending: dict[Any, _Place] = field(default_factory=dict)  # Any: Ray's reference to an Ended
     ended: list[Ended] = field(default_factory=list)
@@ -116,14 +125,27 @@ class Gang:
         store: Store,
         spool: Spool,
         on_progress: Callable[[dict[str, float]], None] = lambda _: None,
+        chooser: Chooser | None = None,
+        curve: Curve | None = None,
+        pause: Callable[[], str] = lambda: "",
     ) -> None:
+        self._pause = pause  # why it is to pause; "" while it is not
         self._spec, self._gang, self._order, self._store, self._spool = spec, gang, order, store, spool
         self._on_progress = on_progress
+        self._chooser = chooser
+        self._group: str | None = gang.group  # where the gang is to be; None: nowhere, it waits for spot
+        self._asked: frozenset[str] = frozenset({gang.group})  # the groups in which it asks for nodes
+        self._chose_at = 0.0
+        self._now: _Attempt | None = None
+        self._curve = curve or Curve()
+        self._losses = self._notices = 0
+        self._state = "waiting for nodes"
+        self._total = 0.0
         self._places: list[_Place] = []
         self._reins = Reins(store, spec.run, gang.group, gang.low, gang.high)
         self._away = False  # on the fallback
         self._missing_since: float | None = None
-        self._warmed: set[str] = set()
+        self._warmed: set[str] = set()  # nodes
         self._draining: dict[str, float] = {}
         self._looked_at = 0.0
         self._waited_s = 0.0
@@ -132,17 +154,46 @@ class Gang:
     def goodput(self) -> Goodput:
         return reckon(self.spans)
 
+    def progress(self) -> Progress:
+        """How far it is. May be called from another thread."""
+        attempt, spans = self._now, list(self.spans)
+        seen: dict[str, float] = {}
+        if attempt is not None:
+            seen = attempt.seen
+            spans.append(_span(attempt, seen, self._waited_s))
+        made = reckon(spans)
+        points = self._curve.points
+        return Progress(
+            run=self._spec.run,
+            state=self._state,
+            at=time.time(),
+            step=int(seen.get("step", made.steps)),
+            total=int(seen.get("total", self._total)),
+            loss=points[-1][1] if points else None,
+            steps_per_s=round(_pace(seen), 4),
+            group=self._group or "",
+            nodes=() if attempt is None else tuple(dict.fromkeys(_node(place) for place in attempt.places)),
+            gpu_seconds=round(made.held, 3),
+            useful=round(made.share, 4),
+            losses=self._losses,
+            notices=self._notices,
+            steps_again=made.steps_again,
+            attempts=made.attempts,
+            deadline=None if self._chooser is None else self._chooser.ends_at,
+            curve=points,
+        )
+
     def run(self) -> str:
         """Until it is done. Returns "" or, where the training function is wrong, its traceback."""
         fruitless, best = 0, -1.0
+        self._emit("gang_started")  # what an earlier driver of this run held is free
         self._reins.start()
         try:
             while True:
                 places = self._gather()
                 outcome, text, reached = self._attempt(places)
-                if outcome == "done":
-                    return ""
-                if outcome == "failed":
+                if outcome in ("done", "failed"):
+                    self._state = outcome
                     return text
                 fruitless, best = (0, reached) if reached > best else (fruitless + (outcome == "lost"), best)
                 if fruitless >= FRUITLESS_LIMIT:
@@ -153,17 +204,35 @@ class Gang:
                     )
         finally:
             self._reins.stop()
-            for place in self._places:
-                _kill(place)
+            for place in list(self._places):
+                self._remove(place)
 
     # --- the keepers --------------------------------------------------------------------------------------------------
+
+    def _wait_while_paused(self) -> None:
+        """Without a node: what was trained is in the store."""
+        if not (reason := self._pause()):
+            return
+        _say(f"paused: {reason}")
+        self._emit("run_paused", reason=reason)
+        for place in list(self._places):
+            self._remove(place)
+        while self._pause():
+            time.sleep(1)
+        _say("going on")
+        self._emit("run_unpaused")
 
     def _gather(self) -> list[_Place]:
         """Wait for the keepers of the next attempt: all of them, or after some patience the lowest number at least."""
         begun = told = time.monotonic()
         patience = PATIENCE_S if self.spans else FIRST_PATIENCE_S
         while True:
+            self._wait_while_paused()
             self._look()
+            group = self._group
+            self._choose()
+            if self._group != group:
+                begun = time.monotonic()
             self._drop_noticed()
             waited = time.monotonic() - begun
             if not self._may_ask(waited):
@@ -173,7 +242,10 @@ class Gang:
             self._fill()
             self._answers()
             living = self._living()
-            if len(living) >= max(self._gang.low, self._reins.most) or (
+            self._state = "waiting for nodes" if self._group else "waiting for spot"
+            if self._group is None:
+                begun = time.monotonic()
+            elif len(living) >= max(self._gang.low, self._reins.most) or (
                 len(living) >= self._gang.low and waited > patience
             ):
                 self._waited_s = waited
@@ -187,7 +259,7 @@ class Gang:
             if time.monotonic() - told > 10:
                 told = time.monotonic()
                 have = f"{len(living)} of {self._gang.high} workers are placed"
-                _say(f"waiting for nodes of group {self._gang.group!r}: {have}")
+                _say(f"waiting for nodes of group {self._group or self._gang.group!r}: {have}")
             time.sleep(0.02)
 
     def _may_ask(self, waited: float) -> bool:
@@ -217,7 +289,8 @@ class Gang:
         room = self._reins.most + self._gang.standby - len(chosen)
         for place in [place for place in self._places if place not in chosen]:
             room -= place.group == group
-            if (place.group != group and not self._away) or (place.group == group and room < 0):
+            elsewhere = place.group != group and place.group not in self._asked
+            if (elsewhere and not self._away) or (place.group == group and room < 0):
                 self._remove(place)
         self._reins.release()
         self._reins.hold(group, len(chosen))
@@ -225,8 +298,10 @@ class Gang:
     def _fill(self) -> None:
         """Ask for what is missing: a pending actor is what makes the autoscaler start a node."""
         self._consider_fallback()
-        wanted = self._reins.most + self._gang.standby
-        for group in (self._gang.group, self._gang.fallback) if self._away else (self._gang.group,):
+        away = (self._gang.fallback,) if self._away else ()
+        for group in (*self._asked, *away):
+            standby = self._gang.standby if self._chooser is None or group == self._group else 0
+            wanted = self._reins.most + standby
             while sum(place.deadline is None and place.group == group for place in self._places) < wanted:
                 self._ask(group)
 
@@ -244,12 +319,12 @@ class Gang:
             )
             .remote()
         )
-        self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group))
+        self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group, time.time()))
 
     def _consider_fallback(self) -> None:
         """Go to the fallback where the own group's market refuses. It is left once the own group has all."""
-        if not self._gang.fallback or self._away:
-            return
+        if self._chooser is not None or not self._gang.fallback or self._away:
+            return  # a deadline has a choice of its own
         home = len(self._ready_on(self._gang.group))
         self._missing_since = None if home >= self._gang.low else self._missing_since or time.monotonic()
         if self._is_away(home):
@@ -268,6 +343,31 @@ class Gang:
             dry=self._reins.is_dry(),
         )
 
+    def _choose(self) -> None:
+        """Where a gang with a deadline is to be; places in groups that it asks nothing of any more are given up."""
+        if self._chooser is None or time.monotonic() - self._chose_at < CHOOSE_S:
+            return
+        self._chose_at, now = time.monotonic(), time.time()
+        attempt, busy = self._now, [] if self._now is None else self._now.places
+        self._chooser.saw_spot(len(self._living(self._gang.group)) >= self._gang.low, now)
+        seen = {} if attempt is None else attempt.seen
+        if seen.get("step"):
+            made = seen["step"] - seen["from_step"] - 1
+            self._chooser.saw_steps(seen["step"], seen["total"], made=made, seconds=seen["last_at"] - seen["first_at"])
+        before = self._chooser.market
+        wanted = self._chooser.choose(now)
+        groups = {Market.SPOT: self._gang.group, Market.ON_DEMAND: self._chooser.terms.on_demand}
+        self._group = groups.get(wanted.market)
+        asked = {self._group, self._gang.group if wanted.ask_spot else None, attempt.group if attempt else None}
+        self._asked = frozenset(group for group in asked if group is not None)
+        for place in [p for p in self._places if p.group not in self._asked and p not in busy]:
+            self._remove(place)
+        if wanted.market != before:
+            spent = self._chooser.held_s
+            _say(f"deadline: from {before} to {wanted.market}")
+            self._emit("market", before=before, market=wanted.market, spot_s=spent[Market.SPOT],
+                       on_demand_s=spent[Market.ON_DEMAND], step=seen.get("step"))  # fmt: skip
+
     def _answers(self, busy: Sequence[_Place] = ()) -> None:
         """Take in which keepers have come to life, and which died beside the attempt or before they lived."""
         import ray
@@ -281,12 +381,22 @@ class Gang:
                     place.about = ray.get(place.answer)
                     self._warmed.add(place.about.node_id)
                     place.line = _connect(place.about)
-                    self._emit("keeper_ready", node=place.about.node_id, seconds=time.monotonic() - place.asked_at)
+                    self._emit(
+                        "keeper_ready",
+                        seconds=time.monotonic() - place.asked_at,
+                        began_at=max(place.about.began_at, place.asked_wall),
+                        **self._held(place),
+                    )
                 except ray.exceptions.RayError:
                     self._places.remove(place)
 
-    def _living(self) -> list[_Place]:
-        """Those that may train, all of one group: its own, if as many are there."""
+    def _living(self, group: str | None = None) -> list[_Place]:
+        """Those that may train, all of one group: that one, or where a deadline puts the gang; else the gang's own
+        group, or its fallback if more are there.
+        """
+        if group is not None or self._chooser is not None:
+            group = group or self._group
+            return self._ready_on(group) if group else []
         home = self._ready_on(self._gang.group)
         other = self._ready_on(self._gang.fallback) if self._away else []
         return other if len(other) > len(home) else home
@@ -302,6 +412,8 @@ class Gang:
 
     def _remove(self, place: _Place) -> None:
         _kill(place)
+        if place.about is not None:
+            self._emit("keeper_ended", **self._held(place))
         self._places.remove(place)
 
     def _look(self) -> bool:
@@ -316,35 +428,47 @@ class Gang:
             if place.about is not None and place.deadline is None and place.about.node_id in self._draining:
                 place.deadline = self._draining[place.about.node_id] or time.time() + 30
                 _say(f"node {place.about.node_id[:8]} is to be left within {place.deadline - time.time():.0f} s")
+                self._notices += 1
                 self._emit("notice_seen", node=place.about.node_id, deadline=place.deadline)
         return True
 
     def _warm_up_others(self) -> None:
-        """Nodes that might be needed, once each."""
+        """Nodes that might be needed: a warm process and the job's folder."""
         import ray
 
         for node in ray.nodes():
-            name = node["NodeID"]
-            if node["Alive"] and node["Labels"].get(LABEL_GROUP) == self._gang.group and name not in self._warmed:
+            name, group = node["NodeID"], node["Labels"].get(LABEL_GROUP)
+            if not node["Alive"] or group not in self._asked:
+                continue
+            if name not in self._warmed:
+                options = {LABEL_GROUP: group, "ray.io/node-id": name}
                 self._warmed.add(name)
-                ray.remote(warm_up).options(
-                    num_cpus=0, label_selector={LABEL_GROUP: self._gang.group, "ray.io/node-id": name}
-                ).remote()
+                ray.remote(warm_up).options(num_cpus=0, label_selector=options).remote()
 
     # --- one attempt --------------------------------------------------------------------------------------------------
 
     def _attempt(self, places: list[_Place]) -> tuple[Outcome, str, float]:
         """(how it ended, why, the step it reached)."""
         generation = patiently(lambda: claim_generation(self._store, self._spec.run), what="the attempt", warn=_say)
-        attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", time.time())
-        self._emit("attempt", number=generation, workers=len(places), nodes=[_node(place) for place in places])
-        outcome, text = self._start(attempt, generation)
-        if outcome is None:
-            outcome, text = self._follow(attempt)
+        attempt = _Attempt(places, f"{generation:06d}-{uuid.uuid4().hex[:6]}", places[0].group, time.time())
+        self._now, self._state = attempt, "starting"
+        nodes = [_node(place) for place in places]
+        self._emit("attempt", number=generation, workers=len(places), nodes=nodes, group=attempt.group)
+        try:
+            outcome, text = self._start(attempt, generation)
+            if outcome is None:
+                outcome, text = self._follow(attempt)
+        except BaseException:  # the driver is told to end
+            self._emit("attempt_ended", number=generation, outcome="lost", why="the driver was stopped", keepers=[])
+            raise
         known = max([attempt.seen, *(e.progress for e in attempt.ended)], key=lambda p: p.get("step", -1.0))
         reached = known.get("step", -1.0)
         self.spans.append(_span(attempt, known, self._waited_s))
-        self._emit("attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached)
+        self._now = None
+        keepers = [self._held(place) for place in self._places if place.about is not None]
+        self._emit(
+            "attempt_ended", number=generation, outcome=outcome, why=text[:200], reached=reached, keepers=keepers
+        )
         if outcome in ("left", "lost"):
             _say(f"attempt {generation} ended: {text or outcome}")
         if outcome == "lost":
@@ -357,7 +481,8 @@ class Gang:
         import ray
 
         count = len(attempt.places)
-        seats = [Seat(rank, count, attempt.name, generation) for rank in range(count)]
+        nodes = len({_node(place) for place in attempt.places})
+        seats = [Seat(rank, count, attempt.name, generation, nodes) for rank in range(count)]
         try:
             ports = ray.get(
                 [
@@ -426,16 +551,16 @@ class Gang:
                 return
             step = attempt.seen.get("step", 0.0)
             if step:
+                self._state, self._total = "training", attempt.seen["total"]
+                self._curve.add(int(step), attempt.seen["loss"])
                 self._on_progress(attempt.seen)
             if step and not attempt.told_at:
                 attempt.told_at = time.monotonic()
             if step and time.monotonic() - attempt.told_at > TELL_S:
                 attempt.told_at = time.monotonic()
-                took = attempt.seen["last_at"] - attempt.seen["first_at"]
-                pace = (step - attempt.seen["from_step"] - 1) / took if took > 0 else 0.0
                 _say(
                     f"step {step:.0f} of {attempt.seen['total']:.0f}, loss {attempt.seen['loss']:.4f}, "
-                    f"{pace:.2f} steps/s on {len(attempt.places)} nodes"
+                    f"{_pace(attempt.seen):.2f} steps/s on {len(attempt.places)} nodes"
                 )
             if step and not attempt.leaving:
                 self._warm_up_others()
@@ -452,7 +577,7 @@ class Gang:
             ready, waiting = ray.wait(list(attempt.paces), num_returns=len(attempt.paces), timeout=0)
             if waiting and time.monotonic() - attempt.paces_at < ANSWER_S * 10:
                 return
-            told = {_node(attempt.paces[ref]): _pace(ref) for ref in ready}
+            told = {_node(attempt.paces[ref]): _own_pace(ref) for ref in ready}
             self._reins.paced({node: took for node, took in told.items() if took})
             attempt.paces = {}
         if time.monotonic() - attempt.paces_at > PACE_S:
@@ -463,13 +588,21 @@ class Gang:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
         if attempt.leaving:
             return
+        if reason := self._pause():
+            self._leave(attempt, f"paused: {reason}")
+            return
+        self._choose()
         self._fill()
         self._answers(attempt.places)
         noticed = [place.deadline for place in attempt.places if place.deadline is not None]
-        living, most = self._living(), self._reins.most
-        ready = len(living)
+        most = self._reins.most
+        ready = len(self._living() if self._chooser is None else self._living(attempt.group))
         if most < len(attempt.places):
             self._leave(attempt, f"from {len(attempt.places)} to {most} workers: {self._reins.why}")
+        elif self._chooser is not None and self._group is None:
+            self._leave(attempt, "waiting for spot is cheaper than going on")
+        elif self._chooser is not None and self._group != attempt.group and len(self._living()) >= most:
+            self._leave(attempt, f"moving from {attempt.group} to {self._group}")
         elif noticed:
             if ready >= most:
                 self._leave(attempt, "notice, and the replacement is there")
@@ -480,10 +613,15 @@ class Gang:
                 attempt.places[0].actor.tell.remote(
                     attempt.name, "save"
                 )  # at once: a deadline is the cloud's best guess
-        elif attempt.places[0].group != self._gang.group and not self._is_away(len(self._ready_on(self._gang.group))):
+        elif self._returns(attempt):
             self._leave(attempt, f"returning to group {self._gang.group!r}")
         elif ready > len(attempt.places):
             self._leave(attempt, f"growing from {len(attempt.places)} to {ready} workers")
+
+    def _returns(self, attempt: _Attempt) -> bool:
+        """From the fallback; where a deadline chooses, it has chosen before."""
+        away = self._chooser is None and attempt.group != self._gang.group
+        return away and not self._is_away(len(self._ready_on(self._gang.group)))
 
     def _leave(self, attempt: _Attempt, why: str) -> None:
         attempt.leaving = why
@@ -512,6 +650,7 @@ class Gang:
 
     def _lose(self, place: _Place) -> None:
         _say(f"the worker on node {_node(place)[:8]} is lost")
+        self._losses += 1
         self._emit("keeper_lost", node=_node(place))
         self._reins.lost(_node(place))
         self._remove(place)
@@ -520,6 +659,10 @@ class Gang:
         for place in attempt.places:
             if place in self._places:
                 place.actor.stop.remote(attempt.name)
+
+    def _held(self, place: _Place) -> dict[str, Any]:
+        """What a keeper holds, for the meter."""
+        return {"node": _node(place), "keeper": place.about.name if place.about else "", "gpus": self._gang.gpus}
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._spool.emit(kind, run=self._spec.run, **self._spec.tags, **fields)
@@ -546,7 +689,14 @@ def _span(attempt: _Attempt, known: dict[str, float], waited_s: float) -> Span:
         from_step=int(known.get("from_step", 0)),
         step=int(known.get("step", 0)),
         stall_s=known.get("stall_s", 0.0),
+        data_s=known.get("data_s", 0.0),
     )
+
+
+def _pace(seen: dict[str, float]) -> float:
+    """Steps a second in the attempt, after its first."""
+    took = seen.get("last_at", 0.0) - seen.get("first_at", 0.0)
+    return (seen["step"] - seen["from_step"] - 1) / took if took > 0 else 0.0
 
 
 def _result(reference: Any) -> Ended:  # Any: Ray's reference to an Ended
@@ -558,7 +708,7 @@ def _result(reference: Any) -> Ended:  # Any: Ray's reference to an Ended
         return Ended("lost", f"its worker is gone: {type(error).__name__}")
 
 
-def _pace(reference: Any) -> float | None:  # Any: Ray's reference to a progress
+def _own_pace(reference: Any) -> float | None:  # Any: Ray's reference to a progress
     import ray
 
     try:

@@ -1,10 +1,11 @@
 """Where a training's GPU time went. Pure: what the driver saw of each attempt in, GPU-seconds out.
 
-    held = useful + again + stall + startup + waiting
+    held = useful + again + stall + data + startup + waiting
 
 `useful`   steps that the result is made of
 `again`    steps that a loss took back, and that were computed once more
 `stall`    steps that waited for a checkpoint
+`data`     steps that waited for their samples
 `startup`  from the decision to start an attempt to its first completed step, restoring included; and after its last
 `waiting`  workers held while others were still missing
 """
@@ -22,6 +23,7 @@ class Goodput:
     useful: float = 0.0
     again: float = 0.0
     stall: float = 0.0
+    data: float = 0.0
     startup: float = 0.0
     waiting: float = 0.0
     steps: int = 0
@@ -30,7 +32,7 @@ class Goodput:
 
     @property
     def held(self) -> float:
-        return self.useful + self.again + self.stall + self.startup + self.waiting
+        return self.useful + self.again + self.stall + self.data + self.startup + self.waiting
 
     @property
     def share(self) -> float:
@@ -41,7 +43,8 @@ class Goodput:
         """For the job's log."""
         return (
             f"{self.held:.0f} GPU-seconds held, {self.share:.0%} useful; {self.startup:.0f} starting, "
-            f"{self.waiting:.0f} waiting for nodes, {self.stall:.1f} for checkpoints, {self.again:.0f} for "
+            f"{self.waiting:.0f} waiting for nodes, {self.stall:.1f} for checkpoints, {self.data:.1f} for data, "
+            f"{self.again:.0f} for "
             f"{self.steps_again} steps computed again; {self.steps} steps in {self.attempts} attempts"
         )
 
@@ -62,6 +65,7 @@ class Span:
     from_step: int = 0
     step: int = 0
     stall_s: float = 0.0
+    data_s: float = 0.0
 
 
 def reckon(spans: Sequence[Span]) -> Goodput:
@@ -71,15 +75,18 @@ def reckon(spans: Sequence[Span]) -> Goodput:
     for span in spans:
         training = _training(span)
         stall = min(span.stall_s, training)
+        data = min(span.data_s, training - stall)
+        stepping = training - stall - data
         steps = max(0, span.step - span.from_step) if span.first_at is not None else 0
         again = max(0, min(span.step, reached) - span.from_step) if steps else 0
         share = again / steps if steps else 0.0
         reached = max(reached, span.step)
         total = replace(
             total,
-            useful=total.useful + (training - stall) * (1 - share) * span.workers,
-            again=total.again + (training - stall) * share * span.workers,
+            useful=total.useful + stepping * (1 - share) * span.workers,
+            again=total.again + stepping * share * span.workers,
             stall=total.stall + stall * span.workers,
+            data=total.data + data * span.workers,
             startup=total.startup + (span.ended_at - span.began_at - training) * span.workers,
             waiting=total.waiting + span.waited_s * span.workers,
             steps=reached,

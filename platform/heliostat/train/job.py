@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from heliostat.allowance import pause_reason
 from heliostat.commit import Manifest, read_file, read_manifest
 from heliostat.errors import JobFailed, UsageError
 from heliostat.events import Spool
@@ -23,10 +28,17 @@ from heliostat.store import Store
 from heliostat.train.checkpoint import patiently
 from heliostat.train.context import OUTPUT_META, RunSpec, TrainContext
 from heliostat.train.gang import Gang, GangSpec
+from heliostat.train.market import Chooser, Terms, agree, read_terms
+from heliostat.train.progress import Board, curve_of
+from heliostat.train.reclaims import Reclaims, count, lives_of
 
 RUN = "HELIOSTAT_RUN"
 GROUP = "HELIOSTAT_GROUP"
 FALLBACK = "HELIOSTAT_FALLBACK"  # the group to go to while that one has no nodes to be had
+JOB = "HELIOSTAT_JOB"
+JOB_ID = "HELIOSTAT_JOB_ID"
+USER = "HELIOSTAT_USER"
+DEADLINE = "HELIOSTAT_DEADLINE"
 Config = TypeVar("Config")
 
 
@@ -62,7 +74,7 @@ def run(
     workers: int = 2,
     min_workers: int | None = None,
     standby: int = 0,
-    checkpoint_every: int = 20,
+    checkpoint_every: int | None = None,
     run_name: str | None = None,
     on_progress: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> TrainedModel:
@@ -70,17 +82,19 @@ def run(
 
     `min_workers` below `workers` makes it elastic: while the group has no more nodes it goes on with as few, and grows
     back without recomputing a step. `standby` workers more are held, each with its GPU, so that a lost one is replaced
-    without placing another first. `checkpoint_every` is what a loss without notice may cost, in steps.
+    without placing another first. `checkpoint_every` is what a loss without notice may cost, in steps; None finds the
+    interval that loses the least time, from what a checkpoint costs here and how often the group's nodes are taken.
     The run's name is `run_name`, or comes from HELIOSTAT_RUN, which `heliostat job submit` sets; by hand it is `name`
     and a random part. The group, where none is given, comes from HELIOSTAT_GROUP in the same way. The same name again
     resumes from the last checkpoint, and returns at once if it had finished.
+    With HELIOSTAT_DEADLINE, which a job with `deadline` has set, it moves between its group and an on-demand one.
     `on_progress` is called about three times a second with rank 0's last step and loss.
     Raises JobFailed with the cause and where its log is.
     """
     low = workers if min_workers is None else min_workers
     if not 1 <= low <= workers:
         raise UsageError(f"min_workers is {low}; it must lie in 1..{workers}", where="run(...)")
-    if checkpoint_every < 1:
+    if checkpoint_every is not None and checkpoint_every < 1:
         raise UsageError(f"checkpoint_every is {checkpoint_every}; it counts steps from 1", where="run(...)")
     settings = load()
     run_name = run_name or os.environ.get(RUN) or f"{name}-{uuid.uuid4().hex[:8]}"
@@ -89,9 +103,16 @@ def run(
     if done is not None:
         return done
     group = group or os.environ.get(GROUP) or "train"
-    spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project"))
+    spec = RunSpec(
+        run_name,
+        checkpoint_every,
+        workers,
+        group,
+        _tags("team", "project", "job", "user"),
+    )
     gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""))
-    failure = _train(train, config, spec, gang, settings, store, on_progress)
+    terms = read_terms(os.environ[DEADLINE]) if os.environ.get(DEADLINE) else None
+    failure = _train(train, config, spec, gang, terms, settings, store, on_progress)
     if failure:
         raise JobFailed(
             f"the training function raised\n{failure}",
@@ -109,6 +130,7 @@ def _train(
     config: Config,
     spec: RunSpec,
     gang_spec: GangSpec,
+    terms: Terms | None,
     settings: Settings,
     store: Store,
     on_progress: Callable[[dict[str, float]], None],
@@ -121,15 +143,65 @@ def _train(
 
     if not ray.is_initialized():
         ray.init(logging_level="warning")
+    spec = _with_reclaims(spec)
+    chooser = None
+    if terms is not None:
+        agreed = terms  # for the closure
+        chooser = Chooser(
+            *patiently(lambda: agree(store, spec.run, agreed, now=time.time()), what="the deadline", warn=_say)
+        )
     payload = cloudpickle.dumps(Order(spec, train, config))
     spool = Spool(settings.spool, f"gang-{spec.run}-{uuid.uuid4().hex[:6]}")
-    gang = Gang(spec, gang_spec, payload, store, spool, on_progress)
+    gang = Gang(
+        spec,
+        gang_spec,
+        payload,
+        store,
+        spool,
+        on_progress,
+        chooser,
+        curve_of(store, spec.run),
+        pause_reason(store, spec.tags),
+    )
+    board = Board(store, spec.run, gang.progress)
+    board.start()
+    _end_in_order()
     try:
         return gang.run()
     finally:
+        board.close()
         made = gang.goodput()
+        if chooser is not None:
+            _tell_deadline(chooser, spool, spec)
         print(f"goodput: {made.line()}", flush=True)  # noqa: T201  # the job's log is its standard output
         spool.emit("goodput", run=spec.run, **spec.tags, **asdict(made), held=made.held, share=made.share)
+
+
+def _with_reclaims(spec: RunSpec) -> RunSpec:
+    """With the rate at which the group's nodes are taken, where the checkpoint interval is to follow from it."""
+    if spec.checkpoint_every is not None:
+        return spec
+    counted: Reclaims = count(lives_of(spec.group, now=time.time()))
+    _say(f"group {spec.group}: {counted.line()}")
+    return replace(spec, reclaims=counted)
+
+
+def _tell_deadline(chooser: Chooser, spool: Spool, spec: RunSpec) -> None:
+    terms, spare_s = chooser.terms, chooser.ends_at - time.time()
+    alone_s = terms.question.on_demand_cost_s
+    held = {market.value: round(seconds, 1) for market, seconds in chooser.held_s.items()}
+    kept = f"kept with {spare_s:.0f} s to spare" if spare_s >= 0 else f"missed by {-spare_s:.0f} s"
+    _say(f"deadline {kept}; {chooser.cost_s / alone_s:.2f} of what on-demand alone costs; seconds held: {held}")
+    spool.emit(
+        "deadline", run=spec.run, **spec.tags, spare_s=spare_s, cost_s=chooser.cost_s, on_demand_cost_s=alone_s,
+        held_s=held, moves=chooser.moves,
+    )  # fmt: skip
+
+
+def _end_in_order() -> None:
+    """A driver that is told to stop still says what its workers held."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
 def _say(message: str) -> None:

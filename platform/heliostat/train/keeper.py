@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from heliostat.clock import process_began_at
 from heliostat.train import warm
 from heliostat.train.metrics import TrainMetrics
 from heliostat.train.seat import MAIN, About, Ended, Seat
@@ -29,13 +30,16 @@ PORT_LIMIT_S = 60.0
 class Keeper:
     """Called from several threads: `train` blocks while a training runs, the others come in meanwhile."""
 
+    _gpus = 1.0  # that Ray gave it
+
     def __init__(self) -> None:
         import ray
 
         context = ray.get_runtime_context()
         address = ray.util.get_node_ip_address()
         self._listener = socket.create_server((address, 0))
-        self._about = About(context.get_node_id(), address, self._listener.getsockname()[1])
+        self._about = About(context.get_node_id(), address, self._listener.getsockname()[1], process_began_at())
+        self._gpus = float(context.get_assigned_resources().get("GPU", 0))
         self._process: TrainingProcess | None = None
         self._attempt = ""
         self._progress: dict[str, float] = {}
@@ -55,7 +59,13 @@ class Keeper:
         """
         self.stop()
         warm.ensure(self._about.node_id, belongs_to=os.getppid())  # in case the one before is gone
-        env = {**os.environ, "HELIOSTAT_BIND": self._about.address}
+        env = {
+            **os.environ,
+            "HELIOSTAT_BIND": self._about.address,
+            "HELIOSTAT_KEEPER": self._about.name,
+            "HELIOSTAT_KEEPER_GPUS": str(self._gpus),
+        }
+        env.setdefault("HELIOSTAT_NODE_ID", self._about.node_id)
         if os.environ.get("HELIOSTAT_LOOPBACK_ONLY") == "1":
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         process = warm.start(self._about.node_id, warm.Start(MAIN, env, str(Path.cwd()), list(sys.path)), order)

@@ -19,6 +19,7 @@ class Seat:
     world_size: int
     attempt: str
     generation: int
+    nodes: int = 1  # that the attempt's workers are on
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class About:
     node_id: str  # Ray's
     address: str
     port: int
+    began_at: float = 0.0  # when its process was made, in seconds since the epoch
+
+    @property
+    def name(self) -> str:
+        """One keeper's alone, for the meter."""
+        return f"{self.node_id[:16]}-{self.port}"
 
 
 @dataclass(frozen=True)

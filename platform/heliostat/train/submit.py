@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import getpass
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from heliostat.definition import JobSpec
 from heliostat.errors import ClusterNotUp, JobError, JobFailed
 from heliostat.settings import Settings
-from heliostat.train.job import GROUP, RUN
+from heliostat.train.job import JOB, JOB_ID, RUN, USER
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+TROUBLE_LIMIT_S = 60.0
+AGENT_LIMIT_S = 60.0
+Result = TypeVar("Result")
+NO_AGENT = "No available agent"
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -40,7 +45,14 @@ class JobRow:
 
 
 def submit(
-    settings: Settings, name: str, spec: JobSpec, *, arguments: Sequence[str] = (), run: str | None = None, package: str
+    settings: Settings,
+    name: str,
+    spec: JobSpec,
+    *,
+    arguments: Sequence[str] = (),
+    run: str | None = None,
+    package: str,
+    environment: dict[str, str] | None = None,
 ) -> SubmittedJob:
     """Send the job. `run` names an earlier run to resume; a new name is made otherwise.
 
@@ -54,8 +66,32 @@ def submit(
             f"run {run!r} is running already as job {running[0].job_id}", do=f"heliostat job logs {running[0].job_id}"
         )
     request = job_request(name, spec, arguments=arguments, run=run, package=package)
-    _client(settings).submit_job(submission_id=job_id, **request)
+    request["runtime_env"]["env_vars"] |= {JOB_ID: job_id, USER: getpass.getuser(), **(environment or {})}
+    _hand_over(_client(settings), {"submission_id": job_id, **request})
     return SubmittedJob(job_id, run)
+
+
+def _hand_over(client: JobSubmissionClient, request: dict[str, Any]) -> None:
+    """A head that has just come up refuses jobs until its agent is there too: that is waited for.
+
+    A request whose connection was dropped is made again; its id tells whether the first has arrived.
+    """
+    deadline = time.monotonic() + AGENT_LIMIT_S
+    dropped = False
+    while True:
+        try:
+            client.submit_job(**request)
+            return
+        except OSError:  # requests' errors are
+            dropped = True
+            if time.monotonic() > deadline:
+                raise
+        except RuntimeError as error:
+            if dropped and "already exists" in str(error):
+                return
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def job_request(
@@ -66,7 +102,10 @@ def job_request(
     supervised = ["python", "-m", "heliostat.train.supervise", "--"]
     return {
         "entrypoint": shlex.join([*supervised, *shlex.split(spec.entrypoint), *arguments]),
-        "runtime_env": {"working_dir": package, "env_vars": {RUN: run, GROUP: spec.group, **(env or {})}},
+        "runtime_env": {
+            "working_dir": package,
+            "env_vars": {RUN: run, JOB: name, **spec.environment(), **(env or {})},
+        },
         "metadata": {"heliostat_run": run, "job": name, "publishes": spec.publishes},
     }
 
@@ -103,7 +142,7 @@ def wait(settings: Settings, job: SubmittedJob, *, limit_s: float) -> Iterator[s
     client = _client(settings)
     deadline = time.monotonic() + limit_s
     while True:
-        status = str(client.get_job_status(job.job_id).value)
+        status = _through_trouble(lambda: str(client.get_job_status(job.job_id).value))
         yield status
         if status == "SUCCEEDED":
             return
@@ -117,6 +156,18 @@ def wait(settings: Settings, job: SubmittedJob, *, limit_s: float) -> Iterator[s
         if time.monotonic() > deadline:
             raise JobFailed(f"job {job.job_id} is still {status} after {limit_s:.0f} s", do="heliostat job logs")
         time.sleep(0.5)
+
+
+def _through_trouble(ask: Callable[[], Result]) -> Result:
+    """Whoever waits for hours is not sent away by a dashboard that drops a connection: asked again for a while."""
+    deadline = time.monotonic() + TROUBLE_LIMIT_S
+    while True:
+        try:
+            return ask()
+        except OSError:  # requests' errors are
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _must_exist(settings: Settings, job_id: str) -> None:

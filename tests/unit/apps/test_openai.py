@@ -320,7 +320,7 @@ def test_a_deadline_that_passes_on_the_way_ends_the_stream_with_an_error() -> No
 
     model.step = slow
     body = {"model": "generate", "prompt": "a", "max_tokens": 200, "temperature": 0, "stream": True}
-    answer = client.post("/v1/completions", json=body, headers={"X-Deadline-Ms": "300"})
+    answer = client.post("/v1/completions", json=body, headers={"X-Deadline-Ms": "1500"})
     served.api.close()
     assert json.loads(events(answer)[-1])["error"]["type"] == "timeout_error"
     assert len(events(answer)) > 2

@@ -87,7 +87,7 @@ def test_a_field_has_an_effect_on_a_laptop_or_the_reason_is_given(index: int) ->
 def test_up_can_say_what_a_laptop_does_not_use() -> None:
     notes = ignored_when_embedded(load(ROOT / "cluster" / "aws.yaml"))
     (machine,) = [note for note in notes if note.startswith("its nodes are processes of this one machine: ")]
-    assert "groups.train-h100.fabric.kind" in machine
+    assert "groups.train-h100.fabric.interfaces" in machine
     assert "groups.train-h100.market" not in " ".join(notes)
     assert ignored_when_embedded(load(ROOT / "cluster" / "laptop.yaml")) == []
 

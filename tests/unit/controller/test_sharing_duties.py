@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from heliostat.cluster.nodes import NodeRecord, clear_refusal, note_refusal, read_refusal
 from heliostat.controller import queue as duty
 from heliostat.controller.peaks import CALM_S, Pool, next_bounds
-from heliostat.controller.queue import View, capacity, requests, running
+from heliostat.controller.queue import View, capacity, growth, requests, running
 from heliostat.controller.sick import broken, loses_workers, unresponsive
 from heliostat.definition import load
 from heliostat.errors import JobError
@@ -54,9 +55,18 @@ def test_a_gang_that_has_left_waits_again_and_one_on_its_fallback_counts_there()
     assert [(r.request.job, r.request.group) for r in running(view)] == [("away", "steady")]
 
 
+def test_an_elastic_gang_does_not_grow_while_others_wait_for_its_group() -> None:
+    view = View((), (), {"a": held("a", 2), "whole": held("whole", 3, low=3)})
+    assert growth(view, {"train"}) == {"a": 2}
+    assert growth(view, set()) == {}
+    bound = replace(view, kept=frozenset({"a"}))
+    assert growth(bound, {"train"}) == {}
+    assert growth(bound, set()) == {"a": None}
+
+
 def test_what_nobody_queued_holds_is_not_given_away() -> None:
     view = View((), (), {"by-hand": held("by-hand", 2)})
-    assert capacity(LAPTOP, view) == {"train": 1}
+    assert capacity(LAPTOP, view) == {"train": 1, "train-on-demand": 2}
 
 
 def test_the_queue_s_words_are_told_when_they_change_and_not_every_second() -> None:
@@ -83,6 +93,9 @@ def test_at_a_peak_the_gang_with_the_most_to_spare_gives_a_node() -> None:
         pool(free=1),  # there is room by now
         pool(held={"whole": held("whole", 3, low=3)}),  # nothing to spare
         pool(bounds={"a": Bound(nodes=2, why="")}),  # one is on its way
+        pool(
+            held={"a": held("a", 2)}, bounds={"a": Bound(nodes=2, why="")}, serving=1, serving_before=1
+        ),  # not used yet
     ],
 )
 def test_nothing_is_taken_without_need(state: Pool) -> None:

@@ -89,3 +89,34 @@ def test_what_is_not_a_definition_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match="there is no such file"):
         load(tmp_path / "none.yaml")
+
+
+DUE = (
+    "    publishes: language\n",
+    "    publishes: language\n    deadline: 2h\n    work: 1h\n    on_demand: train-on-demand\n",
+)
+
+
+def test_a_job_with_a_deadline_says_where_it_goes_and_how_long_it_takes(tmp_path: Path) -> None:
+    path = tmp_path / "laptop.yaml"
+    path.write_text(LAPTOP.read_text().replace(*DUE))
+    job = load(path).jobs["language-model"]
+    assert job.groups == ("train", "train-on-demand")
+    assert job.environment() == {
+        "HELIOSTAT_GROUP": "train",
+        "HELIOSTAT_DEADLINE": '{"deadline_s": 7200.0, "on_demand": "train-on-demand", "work_s": 3600.0}',
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (("    work: 1h\n", ""), "deadline, work and on_demand go together; add work"),
+        (("    deadline: 2h\n", "    deadline: 1h\n"), "leaves no time"),
+        (("on_demand: train-on-demand", "on_demand: train\n"), "is spot as well"),
+        (("on_demand: train-on-demand", "on_demand: serve\n"), "has role serving"),
+        (("    market: spot\n", "    market: on-demand\n"), "not spot, so there is nothing to move to"),
+    ],
+)
+def test_a_deadline_that_cannot_be_kept_to_is_refused(tmp_path: Path, change: tuple[str, str], what: str) -> None:
+    assert any(what in mistake for mistake in mistakes(tmp_path, DUE, change))

@@ -118,3 +118,111 @@ def test_a_run_that_a_person_named_is_its_own_job() -> None:
     (seat,) = facts_of([started]).seats
     assert (seat.unit, seat.gpus) == ("my-run/1", 2.0)
     assert seat.owner == Owner("job", "my-run", version="my-run", user="ada")
+
+
+def keeper(name: str, node: str, *, gpus: float = 1.0) -> dict[str, Any]:
+    return {"keeper": name, "node": node, "gpus": gpus}
+
+
+def test_a_keeper_holds_its_gpu_before_between_and_after_attempts() -> None:
+    run = {"run": "words", "team": "red"}
+    one, two = {**run, "attempt": "000001-aa"}, {**run, "attempt": "000002-bb"}
+    mine = keeper("k1", "ray-a")
+    started, ready, *ended = node("a", "train", 0, 10, 100)
+    ready.fields["ray_node_id"] = "ray-a"
+    events = [
+        started,
+        ready,
+        *ended,
+        event("gang_started", 11, **run),
+        event("keeper_ready", 25, **run, **mine, began_at=20.0, seconds=9),
+        event("attempt", 26, **run, number=1),
+        event("worker_started", 31, **one, rank=0, **{**mine, "node": "a"}, began_at=30.0),
+        event("train_started", 34, **one, step=0),
+        event("step", 40, **one, step=1, total=9, loss=1.0),
+        event("train_left", 41, **one, step=1),
+        event("worker_ended", 42, **one, rank=0, **{**mine, "node": "a"}),
+        event("attempt_ended", 44, **run, number=1, outcome="left", why="", reached=1, keepers=[mine]),
+        event("attempt", 50, **run, number=2),
+        event("worker_started", 56, **two, rank=0, **{**mine, "node": "a"}, began_at=55.0),
+        event("train_resumed", 60, **two, step=1),
+        event("step", 70, **two, step=2, total=9, loss=1.0),
+        event("attempt_ended", 71, **run, number=2, outcome="lost", why="", reached=2, keepers=[mine]),
+        event("keeper_ended", 80, **run, **mine),
+    ]
+    assert seconds(events) == pytest.approx(
+        {
+            ("", "starting"): 10,
+            ("", "unallocated"): 10 + 20,
+            ("words", "loading"): 4 + 5,
+            ("words", "training"): 6 + 10,
+            ("words", "checkpoint"): 1,
+            # Before the first process, after it left, until the next one, and after that was lost.
+            ("words", "waiting"): 10 + 3 + 11 + 9,
+            ("words", "recomputed"): 1,
+        }
+    )
+
+
+def test_a_driver_that_was_killed_leaves_nothing_held_and_nothing_unexplained() -> None:
+    """The next driver of the run tells: what was held is free, what was under way is lost."""
+    run = {"run": "words"}
+    events = [
+        *node("a", "train", 0, 10, 100),
+        event("gang_started", 11, **run),
+        event("keeper_ready", 12, **run, **keeper("k1", "a"), began_at=12.0, seconds=1),
+        event("worker_started", 20, **run, attempt="000001-aa", rank=0, **keeper("k1", "a"), began_at=20.0),
+        event("train_started", 22, **run, attempt="000001-aa", step=0),
+        event("step", 30, **run, attempt="000001-aa", step=1, total=9, loss=1.0),
+        event("gang_started", 35, **run),  # the driver was killed a moment before
+        event("attempt", 40, **run, number=2),
+        event("keeper_ready", 41, **run, **keeper("k2", "a"), began_at=38.0, seconds=1),
+        event("keeper_ended", 50, **run, **keeper("k2", "a")),
+    ]
+    assert seconds(events) == pytest.approx(
+        {
+            ("", "starting"): 10,
+            ("", "unallocated"): 2 + 3 + 50,
+            ("words", "waiting"): 8 + 12,
+            ("words", "loading"): 2,
+            ("words", "training"): 8,
+            ("words", "recomputed"): 5,
+        }
+    )
+
+
+def test_a_lost_replica_is_told_of_afterwards() -> None:
+    """The controller tells it when it finds the report silent; it counts from the report on."""
+    about = {"app": "classifier", "replica": "r1", "node": "s", "gpus": 1.0, "version": 1}
+    lost = event("replica_ended", 95, **about, busy_s={"red": 1.0}, lost=True)
+    lost.fields["at"] = 60.0
+    events = [
+        lost,
+        *node("s", "serve", 0, 10, 100),
+        event("replica_ready", 20, **about, seconds=2.0, process_at=12.0),
+        event("replica_busy", 40, **about, busy_s={"red": 5.0}),
+    ]
+    assert seconds(events) == pytest.approx(
+        {
+            ("", "starting"): 10,
+            ("", "unallocated"): 2 + 40,
+            ("classifier", "loading"): 8,
+            ("classifier", "serving"): 6,
+            ("classifier", "reserved"): 15 + 19,
+        }
+    )
+
+
+def test_a_mig_slice_counts_as_the_part_of_a_card_that_it_is() -> None:
+    nodes = node("m", "serve", 0, 10, 100)
+    for told in nodes:
+        told.fields.update(gpus=7.0, share=1 / 7)
+    about = {"app": "classifier", "replica": "r1", "node": "m", "gpus": 1.0, "version": 1}
+    events = [
+        *nodes,
+        event("replica_ready", 30, **about, seconds=0.0),
+        event("replica_busy", 100, **about, busy_s={}),
+    ]
+    assert seconds(events) == pytest.approx(
+        {("", "starting"): 10, ("", "unallocated"): 90 - 10, ("classifier", "reserved"): 10.0}
+    )

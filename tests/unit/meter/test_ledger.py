@@ -105,6 +105,42 @@ def test_updating_often_comes_to_the_same(told: Store) -> None:
     assert seconds(told) == pytest.approx(EXPECTED)
 
 
+def test_one_that_folds_on_writes_only_what_is_new(told: Store) -> None:
+    folder = ledger.Folder(told)
+    folder.update(now=MIDNIGHT + 200)
+    assert folder.update(now=MIDNIGHT + 40_000) == 1  # the day before was over, and nothing new tells of it
+    before = {info.key for info in told.list("ledger/")}
+    folder.update(now=END)
+    assert folder.update(now=END) == 0
+    assert seconds(told) == pytest.approx(EXPECTED)
+    assert {info.key for info in told.list("ledger/")} - before  # and the same as by one that begins anew
+    ledger.update(told, now=END)
+    assert seconds(told) == pytest.approx(EXPECTED)
+
+
+def test_entries_of_a_day_that_is_not_over_are_swept(told: Store) -> None:
+    folder = ledger.Folder(told)
+    for hour in range(1, 8):
+        folder.update(now=MIDNIGHT + 3600 * hour)
+    day = max(ledger.newest_entries(told))
+    left = [info.key for info in told.list(f"ledger/{day}/") if info.key.endswith(".json") and info.key.count("/") == 2]
+    assert len(left) == 2
+    folder.update(now=END)
+    assert seconds(told) == pytest.approx(EXPECTED)
+
+
+def test_counts_lie_beside_the_rows(store: Store) -> None:
+    ship(store, node_lines())
+    ship(store, [*run_lines(), line("replica_busy", NOON + 500, app="a", replica="r", node="n", busy_s={},
+                                    asked={"red": {"requests": 7, "items": 7, "tokens": 70}})])  # fmt: skip
+    ledger.update(store, now=END)
+    found = {(row["what"], row["team"]): row["amount"] for row in ledger.read_counts(store).to_pylist()
+             if row["kind"] == "app"}  # fmt: skip
+    assert found == {("requests", "red"): 7, ("items", "red"): 7, ("tokens", "red"): 70}
+    steps = sum(row["amount"] for row in ledger.read_counts(store).to_pylist() if row["what"] == "steps")
+    assert steps == 60
+
+
 def test_a_late_event_becomes_a_new_entry_and_the_old_one_stays(store: Store) -> None:
     ship(store, node_lines())
     late = run_lines()
@@ -146,7 +182,7 @@ def test_processes_that_fold_at_once_count_once(told: Store) -> None:
     assert seconds(told) == pytest.approx(EXPECTED)
 
 
-@pytest.mark.parametrize("writes", range(6))
+@pytest.mark.parametrize("writes", range(8))
 def test_a_fold_that_is_killed_and_run_again_counts_once(told: Store, writes: int) -> None:
     settings = json.loads(told.settings.model_dump_json())
     secret = told.settings.secret_access_key
@@ -164,7 +200,7 @@ def test_a_fold_that_is_killed_and_run_again_counts_once(told: Store, writes: in
 
 def test_a_changed_byte_is_found(told: Store) -> None:
     ledger.update(told, now=END)
-    key = next(info.key for info in told.list("ledger/") if info.key.endswith(".parquet"))
+    key = next(info.key for info in told.list("ledger/") if info.key.endswith("entries.parquet"))
     told.put(key, told.get(key).data[:-1] + b"x")
     with pytest.raises(CorruptArtifact):
         ledger.read(told)

@@ -13,14 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from heliostat.cli.app import app
-from heliostat.cli.cost import print_report
 from heliostat.errors import UsageError
 from heliostat.meter.facts import Owner, Place, Use
 from heliostat.meter.fold import Entries
 from heliostat.meter.ledger import from_parquet, table_of, to_parquet
 from heliostat.meter.prices import GpuPrice, from_catalogue, hourly, read_prices
 from heliostat.meter.report import columns_of, places, report, to_csv, to_json
-from heliostat.show import plain
+from heliostat.show import plain, print_report
 
 SPOT = Place("train", "spot", "g5.xlarge", "a")
 DEMAND = Place("serve", "on-demand", "g6.xlarge", "b")

@@ -45,7 +45,9 @@ class Bench:
         monkeypatch.setenv("HELIOSTAT_LOGICAL_GPUS", "1")
         self.keepers: list[LocalKeeper] = []
 
-    def attempt(self, run: str, config: Any, *, workers: int, every: int = 5, train: Any = "train") -> list[Ended]:
+    def attempt(
+        self, run: str, config: Any, *, workers: int, every: int | None = 5, train: Any = "train"
+    ) -> list[Ended]:
         generation = claim_generation(self.store, run)
         order = Order(
             RunSpec(run, every, workers, "train", {}),

@@ -105,3 +105,12 @@ def test_data_is_there_before_it_is_asked_for(store: Store, capsys: pytest.Captu
         print(f"\ndevice wait share {share:.1%}")  # noqa: T201  # the figure that the test is for
     assert stream.gave == 250
     assert share < 0.5  # loose: the machine may be busy
+
+
+def test_what_was_waited_is_told_once(store: Store) -> None:
+    write_samples(store, "data/wait", [b"sample"] * 40, shard_samples=10)
+    stream = Stream(store, "data/wait", batch_size=8, seed=0)
+    for _ in range(3):
+        stream.next_batch()
+    assert stream.take_waited() == stream.waited_s > 0
+    assert stream.take_waited() == 0

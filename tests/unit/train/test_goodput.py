@@ -44,6 +44,7 @@ def spans(draw: st.DrawFn) -> Span:
         from_step=low,
         step=low + draw(st.integers(1, 50)),
         stall_s=draw(st.floats(0, 2e3)),
+        data_s=draw(st.floats(0, 2e3)),
     )
 
 
@@ -52,6 +53,6 @@ def test_the_parts_add_up_to_what_was_held(attempts: list[Span]) -> None:
     made = reckon(attempts)
     held = sum((span.ended_at - span.began_at + span.waited_s) * span.workers for span in attempts)
     assert made.held == pytest.approx(held, abs=1e-3)
-    assert min(made.useful, made.again, made.stall, made.startup, made.waiting) >= -1e-6
+    assert min(made.useful, made.again, made.stall, made.data, made.startup, made.waiting) >= -1e-6
     assert made.steps == max((span.step for span in attempts), default=0)
     assert 0 <= made.share <= 1 + 1e-9

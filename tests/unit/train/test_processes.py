@@ -230,3 +230,18 @@ def test_the_warm_process_ends_with_the_process_it_belongs_to(tmp_path: Path) ->
     while any(Path(f"/proc/{about[key]}").exists() for key in ("pid", "parent")):
         assert time.monotonic() < deadline, "it outlived its raylet"
         time.sleep(0.02)
+
+
+def test_without_an_interval_one_is_found_from_what_a_checkpoint_costs(bench: Bench, tmp_path: Path) -> None:
+    where = folder(tmp_path, "found")
+    assert bench.attempt("found", Config(60, where, pause_s=0.02), workers=1, every=None)[0].kind == "done"
+    events = [event for event in read_spool(bench.settings.spool) if event.fields.get("run") == "found"]
+    found = [event.fields for event in events if event.kind == "checkpoint_interval"]
+    assert found
+    for interval in found:  # on the prior, a reclaim in four hours or so: not before the upload before is there
+        assert interval["seconds"] >= interval["upload_s"] * 0.5
+        assert 0 < interval["lost_share"] < 1
+        assert interval["steps"] == pytest.approx(interval["seconds"] / interval["step_s"], rel=0.01)
+    assert newest(bench.store, "found") is not None
+    (started,) = [event.fields for event in events if event.kind == "worker_started"]
+    assert started["gpus"] == 1.0

@@ -41,13 +41,13 @@ def ray_job(definition: ClusterDefinition, name: str, job: JobSpec) -> Manifest:
         # The operator submits: no pod with the token, and the driver outlives whoever waits for it.
         "submissionMode": "HTTPMode",
         "backoffLimit": job.retries,
-        # JSON is YAML. The image holds the recipes; HELIOSTAT_GROUP is read by heliostat.train.job.
-        "runtimeEnvYAML": json.dumps({"env_vars": {"HELIOSTAT_GROUP": job.group, **_more(definition, job)}}),
+        # JSON is YAML. The image holds the recipes; heliostat.train.job reads these.
+        "runtimeEnvYAML": json.dumps({"env_vars": {**job.environment(), **_more(definition, job)}}),
         "metadata": {"job": name, "publishes": job.publishes},
         **(_own_cluster(definition, job) if job.cluster == "own" else _shared_cluster(definition)),
     }
-    if job.deadline:
-        spec["activeDeadlineSeconds"] = max(1, round(job.deadline.seconds))
+    if job.time_limit:
+        spec["activeDeadlineSeconds"] = max(1, round(job.time_limit.seconds))
     return manifest(definition, RAY_API, "RayJob", object_name(definition, name), {"spec": spec}, labels=labels)
 
 
@@ -65,7 +65,7 @@ def _shared_cluster(definition: ClusterDefinition) -> Manifest:
 def _own_cluster(definition: ClusterDefinition, job: JobSpec) -> Manifest:
     return {
         # Kueue admits a cluster whole, and takes none that scales by itself.
-        "rayClusterSpec": ray_cluster_spec(definition, [job.group], fixed=job.queue is not None),
+        "rayClusterSpec": ray_cluster_spec(definition, list(job.groups), fixed=job.queue is not None),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": _LINGER_S,
     }

@@ -1,4 +1,4 @@
-"""`make prove`: run what each claim rests on and write docs/evidence.md. Takes about 25 minutes on two cores.
+"""`make prove`: run what each claim rests on and write docs/evidence.md. Hours on two cores: name what you need.
 
 python tests/prove.py              everything
 python tests/prove.py demo import  some of it; the other claims keep the figures last seen
@@ -229,6 +229,78 @@ BENCHMARKS = {
             "traces", "missed", "cost_vs_optimum", "cost_vs_on_demand", "p95_vs_optimum", "worst_vs_optimum",
             "above_on_demand",
         ),
+    ),
+    "data-path": Benchmark(
+        "The training's data path beside Ray Data",
+        ("tests/benchmarks/data_path.py",),
+    ),
+    "trusted-cluster": Benchmark(
+        "From zero and back, fallback and return, sick nodes, nodes lent to serving: no step is lost to a move",
+        ("tests/benchmarks/trusted_cluster.py",),
+    ),
+    "queueing": Benchmark(
+        "Two teams and gangs that need all nodes: shares kept, no deadlock",
+        ("tests/benchmarks/queueing.py",),
+    ),
+    "fabric": Benchmark(
+        "A gang's network is measured before it trains, and a slow one is refused",
+        ("tests/benchmarks/fabric.py", "--ranks", "3"),
+    ),
+    "releases": Benchmark(
+        "Releases under load fail no request, and bad versions are rolled back by themselves",
+        ("tests/benchmarks/releases.py",),
+    ),
+    "gate-noise": Benchmark(
+        "How often noise passes the gate, and how often a better model is refused",
+        ("tests/benchmarks/gate_noise.py",),
+    ),
+    "flow-killed": Benchmark(
+        "The way from an empty store to live, killed three times, ends live with each step done once",
+        ("tests/benchmarks/flow_killed.py",),
+    ),
+    "mig": Benchmark(
+        "MIG packing is optimal on small cases against brute force, and quick on large ones",
+        ("tests/benchmarks/mig.py",),
+    ),
+    "simulate": Benchmark(
+        "The simulator agrees with theory and with itself, and runs a month of 10,000 GPUs",
+        ("tests/benchmarks/simulate.py",),
+    ),
+    "metered-run": Benchmark(
+        "Every GPU-second of a working cluster is explained, each class against an outside source",
+        ("tests/benchmarks/metered_run.py", "--minutes", "10"),
+    ),
+    "budget": Benchmark(
+        "A spent budget pauses training at a saved step and refuses new jobs; serving goes on",
+        ("tests/benchmarks/budget_run.py",),
+    ),
+    "waste": Benchmark(
+        "Seeded waste is found, and what works is not blamed",
+        ("tests/benchmarks/waste.py",),
+    ),
+    "wheel": Benchmark(
+        "The wheel, in an empty virtual environment, brings up a cluster of one's own",
+        ("tests/benchmarks/wheel.py",),
+    ),
+    "doors": Benchmark(
+        "Every port and route, without a token and with a wrong one",
+        ("tests/benchmarks/doors.py",),
+    ),
+    "fuzz-parsers": Benchmark(
+        "100,000 hostile inputs to every parser crash nothing",
+        ("tests/benchmarks/fuzz_parsers.py",),
+    ),
+    "faults": Benchmark(
+        "Faults against a cluster at work break no invariant",
+        ("tests/benchmarks/faults.py",),
+    ),
+    "soak": Benchmark(
+        "An hour of load, jobs, releases and reclaims: nothing grows",
+        ("tests/benchmarks/soak.py",),
+    ),
+    "scale": Benchmark(
+        "10,000 artifacts, 50 applications, 200 jobs: how long the commands take",
+        ("tests/benchmarks/scale.py",),
     ),
 }  # fmt: skip
 

@@ -78,7 +78,7 @@ KUBERNETES = frozenset({"diff", "apply"})
 ALONE = frozenset(
     {
         "up", "use", "doctor", "check", "simulate", "plan need", "plan serve", "plan train", "plan pack", "plan quota",
-        "plan refresh", "plan size", "render", "schema", "preview", "job rehearse",
+        "plan refresh", "plan size", "render", "schema", "preview", "job rehearse", "model key",
     }
 )  # fmt: skip
 """Commands that need no cluster; the others end with 1 where there is none, and say how to get one."""

@@ -31,7 +31,7 @@ from heliostat.definition import ClusterDefinition, definition_files
 from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
 from heliostat.settings import Settings, StoreSettings, home, make_current, save
 
-HEAD_START_LIMIT_S = 60.0
+HEAD_START_LIMIT_S = 120.0
 # No upload of somebody who lives takes so long on one machine.
 ABANDONED = timedelta(hours=1)
 Progress = Callable[[str], None]

@@ -409,7 +409,9 @@ def _has_node(dashboard_url: str, headers: dict[str, str]) -> bool:
     answer = httpx.get(f"{dashboard_url}/api/v0/nodes?limit=10", headers=headers, timeout=5)
     if answer.status_code != 200:
         return False
-    return any(node.get("state") == "ALIVE" for node in answer.json()["data"]["result"]["result"])
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return any(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"])
+    return False
 
 
 def _head_alive(record: ClusterRecord) -> bool:

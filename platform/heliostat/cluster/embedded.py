@@ -31,7 +31,7 @@ from heliostat.definition import ClusterDefinition, definition_files
 from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
 from heliostat.settings import Settings, StoreSettings, home, make_current, save
 
-HEAD_START_LIMIT_S = 60.0
+HEAD_START_LIMIT_S = 120.0
 # No upload of somebody who lives takes so long on one machine.
 ABANDONED = timedelta(hours=1)
 Progress = Callable[[str], None]
@@ -409,7 +409,9 @@ def _has_node(dashboard_url: str, headers: dict[str, str]) -> bool:
     answer = httpx.get(f"{dashboard_url}/api/v0/nodes?limit=10", headers=headers, timeout=5)
     if answer.status_code != 200:
         return False
-    return any(node.get("state") == "ALIVE" for node in answer.json()["data"]["result"]["result"])
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return any(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"])
+    return False
 
 
 def _head_alive(record: ClusterRecord) -> bool:

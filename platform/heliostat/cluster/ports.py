@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 from heliostat.errors import PortInUse
 
 LOOPBACK = "127.0.0.1"
+_OURS = range(30000, 32768)
+"""Above the replicas' blocks (embedded.py), below where Linux's own range begins."""
 
 
 def is_free(port: int) -> bool:
@@ -41,6 +44,14 @@ def choose(wanted: int | str, *, preferred: int | None, field: str, taken: set[i
 
 
 def _any_free(taken: set[int]) -> int:
+    """A free port, of those that the kernel gives nobody by itself where one is left.
+
+    Ours are chosen at once and opened one after the other, Serve's much later: one of the kernel's own range may by
+    then be what another process of the cluster was given for its metrics.
+    """
+    for port in random.sample(_OURS, len(_OURS)):
+        if port not in taken and is_free(port):
+            return port
     while True:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind((LOOPBACK, 0))

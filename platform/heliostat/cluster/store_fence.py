@@ -2,10 +2,9 @@
 
 SeaweedFS is several servers in one process, and S3 with its keys is only the outermost. By default whoever is on the
 machine can delete a bucket's volumes at the master's port, or read and write any file at the filer's, without a key.
-So each takes connections, gRPC and HTTP alike,
-only from who shows the one certificate that there is (mutual TLS), under an authority made here, whose own key is
-thrown away once it has signed. Nobody has that certificate but the process itself. S3's own port stays plain HTTP with
-signed requests, as it was.
+So each takes connections, gRPC and HTTP alike, only from who shows the one certificate that there is (mutual TLS), made
+under an authority whose own key is thrown away once it has signed. Nobody has that certificate but the process itself.
+S3's own port stays plain HTTP with signed requests, as it was.
 
     <folder>/security.toml, ca.pem, inner.pem, inner-key.pem    mode 0600, made once
 """

@@ -225,12 +225,12 @@ class _Made:
     unread: int = 0
 
     def full(self, event: Event, unit: str, use: Use, *, step: int = -1) -> None:
-        self.marks.append((event_number(event.id), _time(event), unit, use, -1, step, ""))
+        self.marks.append((event_number(event.id), _time(event), unit, use, -1, _fitting(step), ""))
 
     def partial(self, event: Event, unit: str, use: Use, seconds: float, *, team: str = "", part: int = 1) -> None:
         # Several parts of one event are no duplicates of one another.
         number = (event_number(event.id) + part) % 2**64
-        self.marks.append((number, _time(event), unit, use, max(0, round(seconds * SECOND)), -1, team))
+        self.marks.append((number, _time(event), unit, use, _fitting(max(0, round(seconds * SECOND))), -1, team))
 
 
 def event_number(text: str) -> int:
@@ -241,6 +241,13 @@ def event_number(text: str) -> int:
         from hashlib import blake2b
 
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _fitting(number: int) -> int:
+    """For a column of 64 bits. Raises OverflowError."""
+    if abs(number) >= 2**62:
+        raise OverflowError("no such count")
+    return number
 
 
 def _time(event: Event) -> int:

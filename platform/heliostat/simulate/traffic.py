@@ -81,6 +81,9 @@ def _bursts(minutes: int, random: np.random.Generator) -> NDArray[np.bool_]:
     return inside
 
 
+_MOST = 10**12
+
+
 def read_traffic(path: Path, *, days: float, apps: set[str]) -> dict[str, Traffic]:
     """By application; those that the file does not name have no requests. Raises UsageError that names the line."""
     try:
@@ -118,8 +121,8 @@ def _single(row: Mapping[str, str]) -> tuple[float, float]:
 
 def _count(row: Mapping[str, str]) -> tuple[float, float]:
     minute, requests = int(row["minute"]), int(row["requests"])
-    if minute < 0 or requests < 0:
-        raise ValueError(f"minute {minute}, requests {requests}: both from 0")
+    if not (0 <= minute < _MOST and 0 <= requests < _MOST):
+        raise ValueError(f"minute {minute}, requests {requests}: both from 0, and below {_MOST:.0e}")
     return minute, requests
 
 

@@ -83,11 +83,11 @@ def read_trace(path: Path) -> Trace:
     """One file; ticks shorter than `SHORTEST_TICK_S` merged. Raises UsageError that says what is wrong with it."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"not a readable JSON file: {error}", where=str(path), do="give a spot trace") from error
     try:
         return _coarse(_parse(path.stem, value))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(
             f"not a spot trace: {error}",
             where=str(path),

@@ -85,7 +85,7 @@ from heliostat.serve.reports import ReplicaReport, living, read_reports
 from heliostat.settings import Settings, by_address, load
 from heliostat.store import Store
 from heliostat.tables import Rows, table
-from heliostat.train import queue as job_queue
+from heliostat.train import queued as job_queue
 from heliostat.train import submit as jobs_api
 from heliostat.train.job import TrainedModel, trained_model
 from heliostat.train.logs import read_logs

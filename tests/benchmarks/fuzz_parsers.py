@@ -299,7 +299,7 @@ def targets(folder: Path) -> list[Target]:
     from heliostat.serve.reports import read_reports
     from heliostat.settings import Settings, StoreSettings, save
     from heliostat.simulate.traffic import read_traffic
-    from heliostat.train.queue import queue_rows
+    from heliostat.train.queued import queue_rows
 
     def file(name: str, data: bytes) -> Path:
         path = folder / name

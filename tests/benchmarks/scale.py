@@ -164,7 +164,7 @@ def events(count: int = 20_000) -> dict[str, Any]:
 
 def status(apps: int, jobs: int) -> dict[str, Any]:
     from heliostat.serve.desired import read_desired
-    from heliostat.train import queue
+    from heliostat.train import queued as queue
 
     made = [world.App(f"app-{n:03d}", "serve_apps.echo:Echo", {"none.txt": b"none"}, "0..1", "5s") for n in range(apps)]
     with (

@@ -19,7 +19,7 @@ from heliostat.promote.evaluation import Evaluation
 from heliostat.promote.gate import Facts, judge_facts
 from heliostat.serve.config import serve_config
 from heliostat.serve.desired import DesiredApp
-from heliostat.train.queue import wanted
+from heliostat.train.queued import wanted
 
 _FACTS = Facts(
     {"accuracy": 0.5},

@@ -19,7 +19,7 @@ from heliostat.plan.share import Decision, Policy, Request, Running, charge, dec
 from heliostat.settings import Settings
 from heliostat.train import bounds, queue
 from heliostat.train.bounds import Held
-from heliostat.train.queue import QueuedJob, QueueState
+from heliostat.train.queued import QueuedJob, QueueState
 from heliostat.train.submit import FINISHED
 
 log = logging.getLogger(__name__)

@@ -103,11 +103,13 @@ def _job_of(definition: ClusterDefinition, app: str) -> str:
         raise UsageError(f"the definition has no application {app!r}", do=f"one of: {known}")
     model = definition.applications[app].model.partition("@")[0]
     jobs = [name for name, job in definition.jobs.items() if job.publishes == model]
+    if app in jobs:  # of several, such as a training and a search, the one of the application's name
+        return app
     if len(jobs) != 1:
         raise UsageError(
             f"{len(jobs)} jobs publish {model!r}: {', '.join(jobs) or 'none'}",
             where=f"applications.{app}.model",
-            do="let exactly one job of the definition publish it",
+            do=f"let exactly one job publish it, or name the one to take {app}",
         )
     return jobs[0]
 

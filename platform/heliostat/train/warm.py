@@ -169,7 +169,7 @@ def start(node: str, begin: Start, payload: bytes) -> TrainingProcess:
     try:
         made = _ask_to_fork(node, channel, theirs)
         if made is None:
-            command = [sys.executable, str(Path(__file__).resolve()), "--child", str(theirs.fileno())]
+            command = [sys.executable, "-P", str(Path(__file__).resolve()), "--child", str(theirs.fileno())]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **begin.env})
             made = TrainingProcess(channel, life=None, process=process)
     finally:
@@ -195,7 +195,15 @@ def ensure(node: str, *, belongs_to: int) -> None:
         except BlockingIOError:
             return  # the warm process holds the lock as long as it lives
         # Twice, so that it is no child of the keeper: Ray ends a worker's children with the worker.
-        command = [sys.executable, str(Path(__file__).resolve()), "--serve", node, str(belongs_to), str(lock.fileno())]
+        command = [
+            sys.executable,
+            "-P",
+            str(Path(__file__).resolve()),
+            "--serve",
+            node,
+            str(belongs_to),
+            str(lock.fileno()),
+        ]
         subprocess.run(
             command,
             env={**os.environ, **QUIET},

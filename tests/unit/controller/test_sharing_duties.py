@@ -20,7 +20,7 @@ from heliostat.plan.sick import GpuHealth
 from heliostat.store import Store
 from heliostat.train import bounds, queue
 from heliostat.train.bounds import Bound, Held, Reins
-from heliostat.train.queue import QueuedJob, QueueState
+from heliostat.train.queued import QueuedJob, QueueState
 
 LAPTOP = load(Path(__file__).parents[3] / "cluster" / "laptop.yaml")
 NOW = 1000.0

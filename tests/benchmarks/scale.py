@@ -164,7 +164,7 @@ def events(count: int = 20_000) -> dict[str, Any]:
 
 def status(apps: int, jobs: int) -> dict[str, Any]:
     from heliostat.serve.desired import read_desired
-    from heliostat.train import queued as queue
+    from heliostat.train import queued
 
     made = [world.App(f"app-{n:03d}", "serve_apps.echo:Echo", {"none.txt": b"none"}, "0..1", "5s") for n in range(apps)]
     with (
@@ -173,11 +173,11 @@ def status(apps: int, jobs: int) -> dict[str, Any]:
     ):
         world.until(lambda: len(platform.apps.list()) == apps, "all applications are deployed", limit_s=200)
         for number in range(jobs):  # of a group that has no node: they wait
-            job = queue.QueuedJob(
+            job = queued.QueuedJob(
                 job_id=f"job-{number:04d}", run=f"run-{number:04d}", job="j", team="t", group="nowhere", nodes=1,
                 gpus_per_node=1.0, priority=0, submitted_at=time.time(), request={"entrypoint": "python -m nothing"},
             )  # fmt: skip
-            queue.enqueue(platform.store, job, living=())
+            queued.enqueue(platform.store, job, living=())
         command = [sys.executable, "-m", "heliostat.cli"]
 
         def run(*words: str) -> Callable[[], Any]:
@@ -193,7 +193,7 @@ def status(apps: int, jobs: int) -> dict[str, Any]:
             "status_in_python_s": timed(platform.status),
             "jobs_in_python_s": timed(platform.jobs.list),
             "read_desired_s": timed(lambda: read_desired(platform.store)),
-            "read_queue_s": timed(lambda: queue.read_queue(platform.store)),
+            "read_queue_s": timed(lambda: queued.read_queue(platform.store)),
         }  # fmt: skip
 
 

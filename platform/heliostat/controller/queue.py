@@ -17,7 +17,7 @@ from heliostat.controller.duty import World
 from heliostat.definition import ClusterDefinition
 from heliostat.plan.share import Decision, Policy, Request, Running, charge, decide
 from heliostat.settings import Settings
-from heliostat.train import bounds, queue
+from heliostat.train import bounds, queued
 from heliostat.train.bounds import Held
 from heliostat.train.queued import QueuedJob, QueueState
 from heliostat.train.submit import FINISHED
@@ -117,11 +117,11 @@ class Queue:
         folder = world.settings.state_dir
         if folder is None:
             return  # on Kubernetes Kueue does this
-        jobs = queue.read_queue(world.store)
+        jobs = queued.read_queue(world.store)
         if not jobs and (self._state is None or not self._state.waits):
             return  # nothing waits, and nothing was told to wait
         self._definition = self._definition or definition_of(folder)
-        state = self._state or queue.read_state(world.store)
+        state = self._state or queued.read_state(world.store)
         ray = {row["submission_id"]: row for row in _ray_jobs(world.settings) if row.get("submission_id")}
         view = self._view(world, self._sort_out(world, jobs, ray, now), now)
         held = running(view)
@@ -146,7 +146,7 @@ class Queue:
             elif row is not None or job.started_at is None:
                 self._unknown_since.pop(job.job_id, None)
                 if row is not None and job.started_at is None:  # handed over by one that could not note it
-                    queue.mark_started(world.store, job.job_id, now)
+                    queued.mark_started(world.store, job.job_id, now)
                     job = job.model_copy(update={"started_at": now})
                 kept.append(job)
             elif now - self._unknown_since.setdefault(job.job_id, now) > LOST_S:
@@ -158,7 +158,7 @@ class Queue:
         return kept
 
     def _drop(self, world: World, job: QueuedJob) -> None:
-        queue.remove(world.store, job.job_id)
+        queued.remove(world.store, job.job_id)
         bounds.forget(world.store, job.run)
         self._parked.pop(job.job_id, None)
 
@@ -184,10 +184,10 @@ class Queue:
                 bounds.bind(world.store, job.run, NAME, None)
                 world.spool.emit("job_returns", job=job_id, run=job.run, team=job.team)
                 continue
-            if queue.read_job(world.store, job_id) is None:
+            if queued.read_job(world.store, job_id) is None:
                 continue  # withdrawn a moment ago
             _hand_over(world.settings, job)
-            queue.mark_started(world.store, job_id, now)
+            queued.mark_started(world.store, job_id, now)
             waited = round(now - job.submitted_at, 1)
             world.spool.emit("job_admitted", job=job_id, run=job.run, team=job.team, nodes=job.nodes, waited_s=waited)
             log.info("started %s of %s after %.1f s", job_id, job.team, waited)
@@ -205,7 +205,7 @@ class Queue:
         before, self._state = self._state, state
         told = {} if before is None else {job: _plain(why) for job, why in before.waits.items()}
         if {job: _plain(why) for job, why in state.waits.items()} != told or state.at - self._written_at > KEEP_S:
-            queue.write_state(world.store, state)
+            queued.write_state(world.store, state)
             self._written_at = state.at
 
 

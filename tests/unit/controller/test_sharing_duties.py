@@ -18,7 +18,7 @@ from heliostat.definition import load
 from heliostat.errors import JobError
 from heliostat.plan.sick import GpuHealth
 from heliostat.store import Store
-from heliostat.train import bounds, queue
+from heliostat.train import bounds, queued
 from heliostat.train.bounds import Bound, Held, Reins
 from heliostat.train.queued import QueuedJob, QueueState
 
@@ -27,7 +27,7 @@ NOW = 1000.0
 
 
 def job(name: str, *, started_at: float | None = None, run: str = "") -> QueuedJob:
-    made = queue.wanted(LAPTOP, "intent-classifier", run=run or name, package="zip", now=NOW)
+    made = queued.wanted(LAPTOP, "intent-classifier", run=run or name, package="zip", now=NOW)
     return made.model_copy(update={"job_id": name, "started_at": started_at})
 
 
@@ -166,18 +166,18 @@ def test_a_refusal_is_counted_until_a_node_comes(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_a_run_stands_once_in_the_queue_and_one_that_is_gone_makes_way(store: Store) -> None:
     first, again = job("a-1", run="a"), job("a-2", run="a")
-    queue.enqueue(store, first, living=())
+    queued.enqueue(store, first, living=())
     with pytest.raises(JobError, match="in the queue already as job a-1"):
-        queue.enqueue(store, again, living=())
-    assert queue.mark_started(store, "a-1", NOW)
+        queued.enqueue(store, again, living=())
+    assert queued.mark_started(store, "a-1", NOW)
     with pytest.raises(JobError, match="running already as job a-1"):
-        queue.enqueue(store, again, living={"a-1"})
-    queue.enqueue(store, again, living=())
-    assert [one.job_id for one in queue.read_queue(store)] == ["a-2"]
-    queue.write_state(store, QueueState(at=NOW, waits={"a-2": "needs 2 nodes"}))
-    assert [(row.status, row.why) for row in queue.queue_rows(store)] == [("QUEUED", "needs 2 nodes")]
-    queue.remove(store, "a-2")
-    assert not queue.mark_started(store, "a-2", NOW)
+        queued.enqueue(store, again, living={"a-1"})
+    queued.enqueue(store, again, living=())
+    assert [one.job_id for one in queued.read_queue(store)] == ["a-2"]
+    queued.write_state(store, QueueState(at=NOW, waits={"a-2": "needs 2 nodes"}))
+    assert [(row.status, row.why) for row in queued.queue_rows(store)] == [("QUEUED", "needs 2 nodes")]
+    queued.remove(store, "a-2")
+    assert not queued.mark_started(store, "a-2", NOW)
 
 
 @pytest.mark.real

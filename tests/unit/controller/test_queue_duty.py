@@ -18,7 +18,7 @@ from heliostat.events import Spool, read_spool
 from heliostat.serve.client import ServeClient
 from heliostat.settings import Settings
 from heliostat.store import Store
-from heliostat.train import bounds, queue
+from heliostat.train import bounds, queued
 from heliostat.train.bounds import Held
 
 pytestmark = pytest.mark.real
@@ -86,20 +86,20 @@ class Shared:
         self.definition = load(file)
 
     def submit(self, name: str) -> str:
-        made = queue.wanted(self.definition, name, package="file:///zip", now=self.now)
-        return queue.enqueue(self.store, made, living=()).job_id
+        made = queued.wanted(self.definition, name, package="file:///zip", now=self.now)
+        return queued.enqueue(self.store, made, living=()).job_id
 
     def after(self, seconds: float) -> None:
         self.now += seconds
         self.duty.act(self.world, self.now)
 
     def holds(self, job_id: str, nodes: int) -> None:
-        run = next(job.run for job in queue.read_queue(self.store) if job.job_id == job_id)
+        run = next(job.run for job in queued.read_queue(self.store) if job.job_id == job_id)
         held = Held(run=run, group="train", home="train", nodes=nodes, low=3, high=3, at=self.now)
         self.store.put(f"gangs/{run}/held.json", held.model_dump_json().encode())
 
     def why(self) -> dict[str, str]:
-        return {row.job_id: row.why for row in queue.queue_rows(self.store)}
+        return {row.job_id: row.why for row in queued.queue_rows(self.store)}
 
     def told(self, kind: str) -> list[str]:
         return [event.fields["job"] for event in read_spool(self.world.settings.spool) if event.kind == kind]
@@ -124,7 +124,7 @@ def test_two_gangs_that_each_need_all_nodes_run_one_after_the_other(shared: Shar
     assert shared.told("job_admitted") == [started, waiting]
     shared.jobs[waiting] = "FAILED"
     shared.after(1)
-    assert queue.read_queue(shared.store) == []
+    assert queued.read_queue(shared.store) == []
 
 
 def test_within_a_team_the_highest_priority_goes_first(shared: Shared) -> None:
@@ -171,7 +171,7 @@ def test_a_team_below_its_share_makes_a_job_above_its_own_leave(shared: Shared) 
 def test_a_job_that_was_asked_to_leave_waits_again_and_returns(shared: Shared) -> None:
     blue = shared.submit("blue-all")
     shared.after(1)
-    run = queue.read_queue(shared.store)[0].run
+    run = queued.read_queue(shared.store)[0].run
     bounds.bind(shared.store, run, "queue", 0, "another team is below its share")
     shared.holds(blue, 0)
     shared.after(1)  # it has left, nobody else waits: it returns
@@ -184,9 +184,9 @@ def test_a_job_that_went_with_its_head_is_said_to_be_lost(shared: Shared) -> Non
     shared.after(1)
     shared.jobs.clear()
     shared.after(1)
-    assert [one.job_id for one in queue.read_queue(shared.store)] == [job]
+    assert [one.job_id for one in queued.read_queue(shared.store)] == [job]
     shared.after(LOST_S + 1)
-    assert queue.read_queue(shared.store) == []
+    assert queued.read_queue(shared.store) == []
     assert shared.told("job_lost") == [job]
 
 

@@ -30,6 +30,7 @@ from heliostat.cluster.applies import ignored_when_embedded
 from heliostat.definition import ClusterDefinition, definition_files
 from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
 from heliostat.settings import Settings, StoreSettings, home, make_current, save
+from heliostat.version import VERSION
 
 HEAD_START_LIMIT_S = 120.0
 # No upload of somebody who lives takes so long on one machine.
@@ -278,6 +279,7 @@ def _make_settings(definition: ClusterDefinition, record: ClusterRecord, folder:
         spool=folder / "spool",
         state_dir=folder,
         project_root=Path(record.project_root),
+        written_by=VERSION,
     )
     save(settings, folder / "settings.json")
     return settings

@@ -176,5 +176,5 @@ def jobs(draw: st.DrawFn, group: str) -> dict[str, Any]:
     if draw(st.booleans()):
         job |= {"cluster": "own", "queue": draw(names)}
     if draw(st.booleans()):
-        job |= {"deadline": draw(durations), "retries": draw(st.integers(0, 100))}
+        job |= {"time_limit": draw(durations), "retries": draw(st.integers(0, 100))}
     return job

@@ -143,6 +143,8 @@ def _json(result: Result) -> dict[str, Any]:  # Any: JSON
 def _print(names: list[str], results: list[Result]) -> None:
     """Definitions side by side."""
     several = len(results) > 1
+    short = [Path(name).name for name in names]
+    names = short if len(set(short)) == len(names) else names  # a table is narrow
 
     def rows(make: Any) -> list[tuple[object, ...]]:  # Any: from a result to its rows
         return [

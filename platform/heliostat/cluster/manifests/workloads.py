@@ -53,9 +53,12 @@ def ray_job(definition: ClusterDefinition, name: str, job: JobSpec) -> Manifest:
 
 def _more(definition: ClusterDefinition, job: JobSpec) -> dict[str, str]:
     """Read by heliostat.train.job and heliostat.train.fabric."""
+    group = definition.groups.get(job.group)
+    if group is None:  # a preview changes one field at a time
+        return {}
     fallback = definition.fallback_of(job)
     away = {"HELIOSTAT_FALLBACK": fallback} if fallback else {}
-    return away | fabric.environment(definition.groups[job.group])
+    return away | fabric.environment(group)
 
 
 def _shared_cluster(definition: ClusterDefinition) -> Manifest:

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from heliostat.cluster.manifests import Manifest, ray_jobs, render
 from heliostat.definition import ClusterDefinition, WorkerGroup
 from heliostat.errors import UsageError
@@ -265,7 +267,10 @@ def _with(old: ClusterDefinition, path: Path, value: Any) -> ClusterDefinition:
         at.pop(last, None)
     else:
         at[last] = value
-    return ClusterDefinition.model_validate(data)
+    try:
+        return ClusterDefinition.model_validate(data)
+    except ValidationError:  # valid only beside another change, such as one limit in place of another, which tells it
+        return old
 
 
 def _is_named_part(path: Path) -> bool:
@@ -274,6 +279,10 @@ def _is_named_part(path: Path) -> bool:
         ("volumes",),
         ("node_selector",),
         ("labels",),
+        ("exempt",),
+        ("shares",),
+        ("teams",),
+        ("projects",),
     )
 
 

@@ -521,12 +521,12 @@ class Platform:
     ) -> str:
         """The cost report as one HTML document without scripts; arguments as of `cost_report`."""
         from heliostat.controller.waste import read_state
+        from heliostat.meter.report import check_dimensions, columns_of, report
         from heliostat.pages import cost_page
 
-        made, days = (
-            self.cost_report(each, since=since, until=until, prices=prices, progress=progress)
-            for each in (by, ("day",))
-        )
+        check_dimensions(by)
+        rows, known = self._ledger(since, until, prices, columns_of((*by, "day")), progress=progress)
+        made, days = (report(rows, by=each, prices=known) for each in (by, ("day",)))
         waste = read_state(self.store).findings
         advice = self.advice(progress=progress)
         return cost_page(

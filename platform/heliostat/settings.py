@@ -126,7 +126,6 @@ def settings_path(cluster: str) -> Path:
 
 def save(settings: Settings, path: Path) -> None:
     """Write the file whole or not at all, readable by its owner alone from the first byte on."""
-    settings = settings.model_copy(update={"written_by": VERSION})
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".settings-")  # mkstemp makes it 0600
     try:

@@ -408,8 +408,7 @@ class DashboardReader:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.dashboard_url
-        token = settings.token_path.read_text().strip() if settings.token_path else ""
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = settings.token_header()
 
     def __call__(self, path: str, **params: Any) -> Any:  # Any: JSON
         import httpx

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from heliostat.errors import UsageError
 from heliostat.plan.catalogue import Accelerator
 from heliostat.plan.params import ModelShape
-from heliostat.plan.vram import inference_need, kv_bytes_per_token, kv_tokens, weight_bytes
+from heliostat.plan.vram import inference_need, kv_bytes_per_token, kv_tokens, largest, weight_bytes
 from heliostat.plan.workload import Serving, Training
 
 
@@ -211,7 +210,7 @@ def _decoder(
     if traffic.latency_s is not None and latency(1) > traffic.latency_s:
         return f"one request alone takes about {latency(1):.1f} s, and {traffic.latency_s:g} s is the target"
     target = traffic.latency_s or math.inf
-    best = _largest(most, lambda count: latency(count) <= target)
+    best = largest(most, lambda count: latency(count) <= target)
     between, rate = timed(best)
     reading = _reading_s(shape, workload, best, traffic, speed) >= _computing_s(shape, best, traffic, speed)
     held_by = (
@@ -266,7 +265,7 @@ def _encoder(
 
     if not suits(1):
         return "it does not hold the model, or one pass takes longer than the latency target"
-    batch = _largest(MOST_SEQUENCES, suits)
+    batch = largest(MOST_SEQUENCES, suits)
     took = pass_s(batch)
     return Replica(
         card, speed.gpus, batch, batch / took, took, 0.0, 2 * took, "compute",
@@ -282,18 +281,6 @@ def _assumptions(card: Accelerator, peak: float, shares: Shares, calibration: Ca
     if calibration is None or calibration.ratio == 1.0:
         return (words, "not calibrated: give --calibrate with a measurement of your own")
     return (words, f"scaled by {calibration.ratio:.2f}: {calibration.source}")
-
-
-def _largest(most: int, suits: Callable[[int], bool]) -> int:
-    """The largest count from 1 on that suits, where all smaller ones do."""
-    low, high = 1, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if suits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 # --- training

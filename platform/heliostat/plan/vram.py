@@ -611,7 +611,7 @@ def _changes(shape: ModelShape, workload: Serving | Training, memory_bytes: int)
 
 def _serving_changes(shape: ModelShape, w: Serving, memory_bytes: int) -> Iterator[_Option]:
     if w.batch > 1:
-        batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
+        batch = largest(w.batch - 1, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
         yield _Option(f"{batch} sequences at once", "throughput", {"batch": batch})
     if (w.prefill or w.context) > CHUNK:
         yield _Option(f"prefill in chunks of {CHUNK} tokens", "some latency", {"prefill": CHUNK})
@@ -633,7 +633,7 @@ def _training_changes(shape: ModelShape, w: Training, memory_bytes: int) -> Iter
     if w.recompute in ("none", "selective"):
         yield _Option("recomputed activations", "about a third more compute", {"recompute": "full"})
     if w.batch > 1:
-        batch = _most(w.batch, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
+        batch = largest(w.batch - 1, lambda count: _fits(shape, replace(w, batch=count), memory_bytes))
         yield _Option(f"micro batch of {batch} with accumulation", "speed", {"batch": batch})
     if w.optimizer == "adamw":
         yield _Option("8-bit AdamW", "little", {"optimizer": "adamw-8bit"})
@@ -672,14 +672,14 @@ CONTEXT_STEP = 256
 
 
 def _shorter(context: int, suits: Callable[[int], bool]) -> int | None:
-    steps = _most((context - 1) // CONTEXT_STEP + 1, lambda count: suits(count * CONTEXT_STEP))
+    steps = largest((context - 1) // CONTEXT_STEP, lambda count: suits(count * CONTEXT_STEP))
     found = steps * CONTEXT_STEP
     return found if context / 2 <= found < context and suits(found) else None
 
 
-def _most(below: int, suits: Callable[[int], bool]) -> int:
-    """The largest count below the given one that suits; 1 if none does."""
-    low, high = 1, max(1, below - 1)
+def largest(most: int, suits: Callable[[int], bool]) -> int:
+    """The largest count from 1 to `most` that suits, where all smaller ones do; 1 if none does."""
+    low, high = 1, max(1, most)
     while low < high:
         middle = (low + high + 1) // 2
         if suits(middle):

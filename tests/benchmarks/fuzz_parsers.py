@@ -513,18 +513,27 @@ def _heliostat_error() -> Any:
 
 
 @contextlib.contextmanager
-def limits() -> Iterator[None]:
-    """Time by a timer for each input, memory by a limit of the process."""
+def time_limit() -> Iterator[None]:
+    """A timer for each input ends in Hang."""
 
     def out_of_time(_: int, __: FrameType | None) -> None:
         raise Hang
 
-    before, space = signal.signal(signal.SIGALRM, out_of_time), resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, space[1]))
+    before = signal.signal(signal.SIGALRM, out_of_time)
     try:
         yield
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def memory_limit() -> Iterator[None]:
+    """Of the whole process, with all that it has mapped: only for one that does nothing else."""
+    space = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, space[1]))
+    try:
+        yield
+    finally:
         resource.setrlimit(resource.RLIMIT_AS, space)
 
 
@@ -556,7 +565,7 @@ def fuzz(
     """Every target its share of the inputs. A seed that is refused is a mistake here, and raises."""
     found: dict[str, Tally] = {}
     fast = Path("/dev/shm")  # noqa: S108  # a folder of its own is made in it
-    with tempfile.TemporaryDirectory(dir=fast if fast.is_dir() else None) as name, limits():
+    with tempfile.TemporaryDirectory(dir=fast if fast.is_dir() else None) as name, time_limit(), memory_limit():
         chosen = [target for target in targets(Path(name)) if not only or target.name in only]
         shares = sum(target.share for target in chosen)
         for target in chosen:

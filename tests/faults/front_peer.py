@@ -1,4 +1,4 @@
-"""What stands behind the front in tests/faults/test_serving.py, as processes that can be killed.
+"""What stands behind the front in tests/faults/front.py, as processes that can be killed.
 
 python front_peer.py replica PORT          answers as an application's replica does, slowly enough to be caught
 python front_peer.py proxy PORT REPLICA    answers as Serve's own proxy does: 500 where the replica is dead

@@ -13,7 +13,10 @@ of every reload, of which there is one whenever a replica comes or goes.
 - What may stream goes by way of the holding server, because only somebody who reads the stream can end one that was
   cut with an error. HAProxy would just close it. So does a body that does not fit HAProxy's buffer: it could not be
   sent again, and a buffer that fits all would be copied whole for every request.
-- What is left for HAProxy itself to refuse is a 503 with Retry-After, not the template's bare 500.
+- What is left for HAProxy itself to refuse is told in the form that applications use: 400, 408, and a 503 with
+  Retry-After in place of the template's bare 500.
+- The template gives a client an hour of silence, and as long as it likes where it sends a byte now and then. Headers
+  must be whole in seconds, what is taken of a body in a minute; the holding server and the replicas see to the rest.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ BUFFER_BYTES = 64 * 2**10
 """HAProxy's. What a request takes of its memory twice over, and is copied for each."""
 LARGE_BYTES = 48 * 2**10
 """Bodies above this go by way of the holding server; below, they fit the buffer with their headers."""
+HEADERS_S = 10
+"""From a connection's first byte, or its last answer's end, to the end of the headers."""
+BODY_S = 60
+"""From there until the body is whole or fills the buffer; what a replica allows as well."""
 REPLAY = "x-heliostat-replay"
 """A client's own: `never` for a request that must not be sent twice."""
 
@@ -57,6 +64,7 @@ exec {binary} "$@"
 """
 
 _RULES = f"""
+    http-request wait-for-body time {BODY_S}s
     http-request del-header {HELD}
     http-request del-header {HOLD}
     http-request disable-l7-retry if {{ req.hdr({REPLAY}) -m str never }}
@@ -77,9 +85,19 @@ _RELAY = f"""backend heliostat-relay
     server hold 127.0.0.1:{{hold_port}} check inter 1s fastinter 250ms downinter 250ms
 """
 
-_REFUSED = (
-    r'{"error": {"type": "unavailable_error", "code": "no_replica", '
-    r'"message": "no replica could take this; try again in 1 s", "param": null, "request_id": null}}'
+
+def _refusal(status: str, kind: str, code: str, message: str) -> str:
+    """A line of the configuration. The form is that of heliostat.serve.errors, which cannot be imported here."""
+    error = f'{{"type": "{kind}", "code": "{code}", "message": "{message}", "param": null, "request_id": null}}'
+    body = f'{{"error": {error}}}'
+    return f"http-error status {status} content-type application/json string '{body}'"
+
+
+_NO_REPLICA = _refusal(r"\2", "unavailable_error", "no_replica", "no replica could take this; try again in 1 s")
+_ADDED = (
+    f"timeout http-request {HEADERS_S}s",
+    _refusal("400", "invalid_request_error", "not_http", "this is no HTTP request, or its headers are too long"),
+    _refusal("408", "invalid_request_error", "too_slow", "the request had not arrived in time; send again"),
 )
 
 
@@ -96,12 +114,8 @@ def rewrite(config: str, *, hold_port: int | None) -> str:
     config = _FALLBACK.sub(
         rf"\1server \2 127.0.0.1:{hold_port} check backup" + "\n" + r"\1server \2-behind \3 check backup", config
     )
-    error = rf"\1http-error status \2 content-type application/json string '{_REFUSED}' hdr Retry-After 1"
-    config = _ERROR_FILE.sub(error, config)
-    config = _DEFAULTS.sub(
-        r"\1option redispatch 1" + "\n" + r"\1option http-buffer-request" + "\n" + r"\1timeout http-request 120s",
-        config,
-    )
+    config = _ERROR_FILE.sub(rf"\1{_NO_REPLICA} hdr Retry-After 1", config)
+    config = _DEFAULTS.sub("\n".join(rf"\1{line}" for line in ("option redispatch 1", *_ADDED)), config)
     first = _FIRST_CHOICE.search(config)
     if first is not None:
         config = config[: first.start()] + _RULES.lstrip("\n") + config[first.start() :]

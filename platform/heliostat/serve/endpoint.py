@@ -92,7 +92,6 @@ class Endpoint:
         self._app = app
         self._keys = keys
         self._admission = Admission(max_queue_s)
-        self._under_way = 0
         self.counts = Counts()
         self.trial: TrialRun | None = None
         """Two versions that answer side by side, while a release goes on; the replica's watcher sets it."""
@@ -146,31 +145,35 @@ class Endpoint:
         if path in ("/openapi.json", "/docs") and request.method == "GET":
             return describe(self._app, self._api, page=path == "/docs")
         read_deadline(exchange, request.headers)
-        while self.hold:  # the replica changes its model; nothing of this request has been read yet
+        sent = await self._read(path, request, exchange)
+        await self._has_model(exchange)
+        operation = self._find(request.method, path)  # of the model that is there now
+        self.in_flight += 1
+        try:
+            response = await self._respond(operation, sent, request, exchange)
+        finally:
+            self.in_flight -= 1  # of a stream, when it begins
+        if operation.method == "POST" and not isinstance(response, StreamingResponse):
+            self._count(exchange)
+        return response
+
+    async def _read(self, path: str, request: Request, exchange: Exchange) -> Sent:
+        """What was sent, of a request that is let in. Until it is whole it is in nobody's way: a client that takes its
+        time over its body is no work for the model, and a change of the model does not wait for it.
+        """
+        await self._has_model(exchange)
+        kind = request.headers.get("content-type", "")
+        if self._find(request.method, path).method != "POST":
+            return Sent(b"", kind)
+        self._admit(held=HELD in request.headers)
+        return Sent(await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s), kind)
+
+    async def _has_model(self, exchange: Exchange) -> None:
+        """Wait while the replica changes its model."""
+        while self.hold:
             if time.monotonic() > exchange.deadline_s:
                 raise exchange.expired()
             await asyncio.sleep(HOLD_STEP_S)
-        self.in_flight += 1
-        try:
-            return await self._take(path, request, exchange)
-        finally:
-            self.in_flight -= 1
-
-    async def _take(self, path: str, request: Request, exchange: Exchange) -> Response:
-        operation = self._find(request.method, path)
-        kind = request.headers.get("content-type", "")
-        if operation.method != "POST":
-            return await self._respond(operation, Sent(b"", kind), request, exchange)
-        self._admit(held=HELD in request.headers)
-        self._under_way += 1
-        try:
-            body = await read_body(request, self._api.max_body_bytes, deadline_s=exchange.deadline_s)
-            response = await self._respond(operation, Sent(body, kind), request, exchange)
-        finally:
-            self._under_way -= 1  # of a stream, until it begins
-        if not isinstance(response, StreamingResponse):
-            self._count(exchange)
-        return response
 
     async def _respond(self, operation: Operation, sent: Sent, request: Request, exchange: Exchange) -> Response:
         if operation.method != "POST":
@@ -195,7 +198,7 @@ class Endpoint:
 
     def _admit(self, *, held: bool) -> None:
         """Refuse by seconds of queued work: a count of requests bounds nothing where lengths differ thirty times."""
-        refusal = self._admission.refusal(self._api.load, time.monotonic(), under_way=self._under_way, held=held)
+        refusal = self._admission.refusal(self._api.load, time.monotonic(), under_way=self.in_flight, held=held)
         if refusal is None:
             return
         self.counts.sheds += 1

@@ -34,7 +34,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from heliostat.cluster.haproxy import HELD, HOLD, RELAYED, REPLAY
+from heliostat.cluster.haproxy import BODY_S, HELD, HOLD, RELAYED, REPLAY
 from heliostat.errors import HeliostatError
 from heliostat.serve.desired import DesiredApp, read_desired
 from heliostat.serve.errors import RequestError
@@ -182,8 +182,7 @@ class Hold:
             known = find(self._known, request.path)
             if known is not None:  # else its replica will say whether there is such an application
                 known.keys.caller(request.headers.get("Authorization", ""))
-            body = await self._read(request)
-            self._bytes += len(body)
+            body = await self._read(request, min(until, exchange.arrived_s + BODY_S))
             try:
                 sent = _Sent(request, body, exchange.request_id, until)
                 if request.headers.get(HOLD) == "relay":
@@ -194,14 +193,31 @@ class Hold:
         except RequestError as refused:
             return _refusal(refused, exchange.request_id)
 
-    async def _read(self, request: web.Request) -> bytes:
-        if self._bytes + (request.content_length or 0) > MAX_BYTES:
+    async def _read(self, request: web.Request, until: float) -> bytes:
+        """The whole body. Its bytes count against the bound as they come, and are given back by whoever gets them here:
+        many that come slowly would fill the memory as well as many that wait.
+        """
+        body = bytearray()
+        self._check_room(request.content_length or 0)
+        try:
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                async for chunk in request.content.iter_any():
+                    self._check_room(len(chunk))
+                    self._bytes += len(chunk)
+                    body += chunk
+                    if len(body) > MAX_BODY_BYTES:
+                        raise RequestError(413, "body_too_large", f"it has more than {MAX_BODY_BYTES} bytes")
+        except BaseException as problem:
+            self._bytes -= len(body)
+            if isinstance(problem, TimeoutError):
+                raise RequestError(408, "body_too_slow", f"{len(body)} bytes came in time", "send again") from None
+            raise
+        return bytes(body)
+
+    def _check_room(self, more: int) -> None:
+        if self._bytes + more > MAX_BYTES:
             self.counts.refused += 1
             raise RequestError(503, "no_room", "too much is waiting here", "try again later", retry_after_s=1)
-        try:
-            return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise RequestError(413, "body_too_large", f"it has more than {MAX_BODY_BYTES} bytes") from None
 
     async def _hold(self, sent: _Sent, app: str) -> web.StreamResponse:
         """Until a replica has answered."""

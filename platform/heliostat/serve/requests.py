@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from heliostat.cluster.haproxy import BODY_S
 from heliostat.serve.errors import RequestError
 from heliostat.serve.keys import NOBODY, Caller
 
@@ -96,20 +97,21 @@ def request_id(sent: str | None) -> str:
 
 async def read_body(request: Request, limit_bytes: int, *, deadline_s: float) -> bytes:
     """The whole body. Raises RequestError 413 as soon as it is known to be larger, without taking the rest, and 408
-    where it has not come by the deadline: a client that sends nothing must not hold its place for ever.
+    where it has not come by the deadline, or in BODY_S: a client that sends nothing must not hold its place for ever,
+    whatever deadline it names.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise _too_large(f"{int(declared)} bytes", limit_bytes)
     body = bytearray()
     try:
-        async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+        async with asyncio.timeout(min(BODY_S, max(0.0, deadline_s - time.monotonic()))):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit_bytes:
                     raise _too_large(f"more than {limit_bytes} bytes", limit_bytes)
     except TimeoutError as late:
-        raise RequestError(408, "body_too_slow", f"{len(body)} bytes came before the deadline", "send again") from late
+        raise RequestError(408, "body_too_slow", f"{len(body)} bytes came in time", "send again") from late
     return bytes(body)
 
 

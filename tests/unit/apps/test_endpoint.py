@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -190,6 +190,33 @@ def test_a_client_that_leaves_takes_its_queued_work_with_it(gate: Gate) -> None:
 
     Client(gate.served).run(test)
     assert gate.batches == [1]
+
+
+def test_a_body_on_its_way_is_no_work_and_goes_to_the_model_that_is_there_when_it_is_whole() -> None:
+    served = serve_recipe("intent-classifier")
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        begun.set()
+        yield b'{"text": '
+        await go.wait()
+        yield b'"late"}'
+
+    async def test(client: httpx.AsyncClient) -> httpx.Response:
+        slow = asyncio.create_task(client.post("/", content=slowly()))
+        await begun.wait()
+        assert served.endpoint.in_flight == 0
+        served.endpoint.hold = True  # the replica changes its model
+        go.set()
+        await asyncio.sleep(0.1)
+        assert not slow.done()
+        served.api.take_over(load_recipe("intent-classifier", version=2))
+        served.endpoint.hold = False
+        return await slow
+
+    answer = Client(served).run(test)
+    served.api.close()
+    assert (answer.status_code, answer.json()["version"]) == (200, "v2")
 
 
 def test_too_much_queued_work_is_refused_with_429_and_a_time(gate: Gate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from heliostat.cluster.haproxy import rewrite, write_wrapper
+from heliostat.serve.errors import RequestError
 
 HOLD = 4321
 
@@ -58,6 +60,24 @@ def test_what_haproxy_refuses_says_when_to_come_again(as_ray_writes_it: str) -> 
     assert "errorfile" in as_ray_writes_it
     assert "errorfile" not in config
     assert config.count("hdr Retry-After 1") == 3
+
+
+def test_what_haproxy_refuses_has_the_form_of_the_applications(as_ray_writes_it: str) -> None:
+    config = rewrite(as_ray_writes_it, hold_port=HOLD)
+    told = re.findall(r"http-error status (\d+) content-type application/json string '(.*)'", config)
+    assert [status for status, _ in told] == ["400", "408", "502", "503", "504"]
+    for status, text in told:
+        error = json.loads(text)["error"]
+        assert set(error) == set(RequestError(int(status), "", "").body("")["error"])
+        assert error["type"] == RequestError(503 if int(status) > 500 else int(status), "", "").type
+
+
+def test_headers_have_seconds_and_bodies_a_minute(as_ray_writes_it: str) -> None:
+    """tests/faults/test_slow_clients.py waits for the first of them."""
+    config = rewrite(as_ray_writes_it, hold_port=HOLD)
+    assert "timeout http-request" not in as_ray_writes_it
+    assert config.count("timeout http-request 10s") == 1
+    assert config.index("http-request wait-for-body time 60s") < config.index("    use_backend ")
 
 
 def test_haproxy_takes_it(as_ray_writes_it: str, tmp_path: Path) -> None:

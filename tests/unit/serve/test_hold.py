@@ -33,7 +33,7 @@ class World:
         self.url, self.hold, self.asked = url, hold, asked
 
     async def post(
-        self, path: str = "/intent-classifier", *, body: bytes = b"{}", **headers: str
+        self, path: str = "/intent-classifier", *, body: bytes | AsyncIterator[bytes] = b"{}", **headers: str
     ) -> tuple[int, dict[str, str], str]:
         sent = {"Authorization": "Bearer right", **{name.replace("_", "-"): value for name, value in headers.items()}}
         async with (
@@ -176,6 +176,40 @@ def test_beyond_its_bound_it_refuses_at_once(tmp_path: Path, monkeypatch: pytest
         assert [answer[0] for answer in await asyncio.gather(*held)] == [200] * 3
 
     run(slow, tmp_path, test)
+
+
+async def endless(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+    await asyncio.sleep(60)
+
+
+def test_a_body_that_does_not_come_is_given_up_with_what_it_held(tmp_path: Path) -> None:
+    async def test(made: World) -> None:
+        status, _, text = await made.post(body=endless(b"a" * 100_000), X_Deadline_Ms="300")
+        assert (status, json.loads(text)["error"]["code"]) == (408, "body_too_slow")
+        assert made.asked == []
+        assert made.hold._bytes == 0
+
+    run(well, tmp_path, test)
+
+
+def test_bodies_count_against_the_room_while_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "MAX_BYTES", 150_000)
+
+    async def test(made: World) -> None:
+        slow = asyncio.create_task(made.post(body=endless(b"a" * 100_000), X_Deadline_Ms="5000"))
+        while made.hold._bytes < 100_000:
+            await asyncio.sleep(0.01)
+        status, headers, text = await made.post(body=endless(b"a" * 100_000))
+        assert (status, json.loads(text)["error"]["code"]) == (503, "no_room")
+        assert headers["Retry-After"] == "1"
+        assert (await made.post(body=b"a" * 10_000))[0] == 200
+        slow.cancel()
+        while made.hold._bytes:
+            await asyncio.sleep(0.01)
+
+    run(well, tmp_path, test)
 
 
 def stream_of(events: int, *, cut: bool) -> Handler:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from heliostat.errors import AppError
+from heliostat.serve import requests
 from heliostat.serve.errors import RequestError
 from heliostat.serve.fit import check_fit, memory_limit
 from heliostat.serve.recipe import check_text
@@ -51,14 +52,19 @@ def test_a_body_that_says_that_it_is_too_large_is_not_read_at_all(declared: str)
         body_of([b"abcde"], limit=4, declared=declared)
 
 
-def test_a_body_that_does_not_come_is_given_up_at_the_deadline() -> None:
+@pytest.mark.parametrize(("deadline_s", "body_s"), [(0.01, 60), (24 * 3600, 0.01)])
+def test_a_body_that_does_not_come_is_given_up_whatever_the_deadline(
+    deadline_s: float, body_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "BODY_S", body_s)
+
     async def receive() -> dict[str, Any]:
         await asyncio.sleep(60)
         return {}
 
     request = Request({"type": "http", "method": "POST", "headers": []}, receive)
     with pytest.raises(RequestError) as raised:
-        asyncio.run(read_body(request, 4, deadline_s=time.monotonic() + 0.01))
+        asyncio.run(read_body(request, 4, deadline_s=time.monotonic() + deadline_s))
     assert raised.value.status == 408
 
 

@@ -42,6 +42,16 @@ class Loaded(Generic[Model]):
         }
 
 
+IDENTITY_SCHEMA: Mapping[str, Json] = {name: {"type": "string"} for name in ("model", "version", "digest")}
+"""Of `Loaded.fields`, as JSON schemas of properties."""
+
+
+def answer_schema(**properties: Json) -> Mapping[str, Json]:
+    """The JSON schema of an answer with these properties and the identity of the version that gave it."""
+    every = {**properties, **IDENTITY_SCHEMA}
+    return {"type": "object", "properties": every, "required": list(every)}
+
+
 def identity_headers(identity: Identity) -> dict[str, str]:
     return {"X-Model-Version": f"v{identity.version}", "X-Model-Digest": identity.digest}
 
@@ -71,7 +81,9 @@ class Operation:
     response: Mapping[str, Json] | None = None
     """JSON schema of the answer."""
     consumes: Sequence[str] = ()
-    """Content types besides application/json."""
+    """Content types besides application/json, of requests."""
+    produces: Sequence[str] = ()
+    """And of answers: streams."""
 
 
 class Api(Protocol):

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
@@ -24,15 +24,21 @@ from heliostat.inference.generate import Finish, Full, Sampling, TooLong
 from heliostat.inference.load import Load
 from heliostat.inference.runner import Closed, Expired
 from heliostat.inference.words import TextStream
-from heliostat.serve.api import Json, Loaded, Operation, Sent
+from heliostat.serve.api import Json, Loaded, Operation, Sent, answer_schema
 from heliostat.serve.errors import RequestError, model_failed
 from heliostat.serve.items import INLINE_BYTES, json_response
-from heliostat.serve.openai import V1Body, V1Part, check_model, list_models, models_operation, parse_body
+from heliostat.serve.openai import (
+    USAGE,
+    V1Body,
+    V1Part,
+    check_model,
+    list_models,
+    models_operation,
+    parse_body,
+    schema_of,
+)
 from heliostat.serve.recipe import TextGenerator, check_text
 from heliostat.serve.requests import Exchange
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +92,21 @@ class Message(V1Part):
 class ChatBody(GenerateBody):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+
+
+_CHOICE = {
+    "type": "object",
+    "properties": {"index": {"const": 0}, "finish_reason": {"enum": ["stop", "length"]}},
+    "required": ["index", "finish_reason"],
+    "oneOf": [{"required": ["text"]}, {"required": ["message"]}],
+}
+_ANSWER = answer_schema(
+    id={"type": "string"},
+    object={"enum": ["text_completion", "chat.completion"]},
+    created={"type": "integer"},
+    choices={"type": "array", "items": _CHOICE, "minItems": 1},
+    usage=USAGE,
+)
 
 
 @dataclass
@@ -160,8 +181,16 @@ class CompletionsApi:
             models_operation(self.models),
         )
 
-    def _operation(self, path: str, handler: Any, summary: str, body: type[BaseModel]) -> Operation:
-        return Operation("POST", path, handler, summary, body.model_json_schema(), {"type": "object"})
+    def _operation(self, path: str, handler: Any, summary: str, body: type[V1Body]) -> Operation:
+        return Operation(
+            "POST",
+            path,
+            handler,
+            summary,
+            schema_of(body, self.loaded, self._app),
+            _ANSWER,
+            produces=("text/event-stream",),
+        )
 
     @property
     def max_body_bytes(self) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 CONTENT_TYPES = ("image/png", "image/jpeg")
+FORM = "multipart/form-data"
 MAX_SIDE = 4096
 """Pixels; a small file may claim a huge image, which would be unpacked before it is made small."""
 

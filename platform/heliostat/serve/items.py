@@ -21,9 +21,9 @@ from starlette.responses import Response
 
 from heliostat.inference.load import Load
 from heliostat.inference.runner import Answer, Closed, Expired, Runner
-from heliostat.serve.api import Json, Loaded, Operation, Sent
+from heliostat.serve.api import Json, Loaded, Operation, Sent, answer_schema
 from heliostat.serve.errors import RequestError, model_failed, not_finite
-from heliostat.serve.images import CONTENT_TYPES
+from heliostat.serve.images import CONTENT_TYPES, FORM
 from heliostat.serve.recipe import ImageModel, ItemModel
 from heliostat.serve.requests import Exchange, read_json
 
@@ -110,6 +110,9 @@ class ItemService(Generic[Work, Result]):
             return model_failed()
 
 
+_LIST = {"results": {"type": "array", "items": {"type": "object"}}, "failed": {"type": "integer"}}
+
+
 class ItemsApi:
     """The interface of TextModel and ImageModel."""
 
@@ -120,7 +123,7 @@ class ItemsApi:
     @property
     def operations(self) -> Sequence[Operation]:
         model = self.loaded.model
-        consumes = (*CONTENT_TYPES, "multipart/form-data") if isinstance(model, ImageModel) else ()
+        consumes = (*CONTENT_TYPES, FORM) if isinstance(model, ImageModel) else ()
         field = model.field
         return (
             Operation(
@@ -130,12 +133,16 @@ class ItemsApi:
                 f"Answer one {field}, or each of a list",
                 request={
                     "type": "object",
-                    "properties": {field: {}, f"{field}s": {"type": "array", "maxItems": model.max_items}},
+                    "properties": {
+                        field: model.item_schema,
+                        # Of any kind: what is no item fails alone.
+                        f"{field}s": {"type": "array", "minItems": 1, "maxItems": model.max_items},
+                    },
                     "oneOf": [{"required": [field]}, {"required": [f"{field}s"]}],
                     "additionalProperties": False,
                     "example": {field: model.examples[0]},
                 },
-                response={"type": "object"},
+                response={"anyOf": [answer_schema(**_LIST), answer_schema()]},
                 consumes=consumes,
             ),
         )
@@ -194,7 +201,7 @@ class ItemsApi:
         if isinstance(model, ImageModel):
             if kind in CONTENT_TYPES:
                 return [sent.body], True
-            if kind == "multipart/form-data":
+            if kind == FORM:
                 return await _files(sent, model)
         return _listed(read_json(sent.body), model)
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from heliostat.inference.load import Load
-from heliostat.serve.api import Json, Loaded, Operation, Sent
+from heliostat.serve.api import Json, Loaded, Operation, Sent, answer_schema
 from heliostat.serve.errors import RequestError, not_finite
 from heliostat.serve.items import INLINE_BYTES, ItemService, check_list, json_response
 from heliostat.serve.recipe import EmbeddingModel
@@ -44,11 +44,32 @@ class V1Body(V1Part):
 
 
 class EmbeddingsBody(V1Body):
-    input: Json
+    input: Json = Field(json_schema_extra={"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1}]})
     """A text, or a list of them; each is checked by itself, so that one bad item fails alone."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     """The first so many numbers, brought back to length 1; as good as whole only for models trained for it."""
+
+
+USAGE = {"type": "object", "additionalProperties": {"type": "integer"}}
+_VECTOR = {
+    "object": {"enum": ["embedding", "error"]},
+    "index": {"type": "integer"},
+    "embedding": {"type": ["array", "string", "null"], "items": {"type": "number"}},
+}
+_VECTORS = answer_schema(
+    object={"const": "list"},
+    data={"type": "array", "items": {"type": "object", "properties": _VECTOR, "required": list(_VECTOR)}},
+    usage=USAGE,
+)
+_MODEL = answer_schema(
+    id={"type": "string"}, object={"const": "model"}, created={"type": "integer"}, owned_by={"type": "string"}
+)
+_MODELS = {
+    "type": "object",
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _MODEL}},
+    "required": ["object", "data"],
+}
 
 
 class EmbeddingsApi:
@@ -67,8 +88,8 @@ class EmbeddingsApi:
                 "/v1/embeddings",
                 self._embed,
                 "Vectors of one text, or of each of a list",
-                request=EmbeddingsBody.model_json_schema(),
-                response={"type": "object"},
+                request=schema_of(EmbeddingsBody, self.loaded, self._app),
+                response=_VECTORS,
             ),
             models_operation(self.models),
         )
@@ -161,6 +182,14 @@ def _shorten(vector: np.ndarray, dimensions: int | None) -> np.ndarray:
     return short / length if length > 0 else short
 
 
+def schema_of(body: type[V1Body], loaded: Loaded[Any], app: str) -> dict[str, Any]:  # Any: JSON
+    """The JSON schema of a body. What it refers to lies below its "$defs", under the names of an OpenAPI document."""
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    names = [{"enum": list(_names(loaded, app))}, {"pattern": f"^{loaded.identity.name}@"}]
+    schema["properties"]["model"] = {"type": "string", "anyOf": names}
+    return schema
+
+
 def parse_body(kind: type[Body], body: bytes) -> Body:
     """The JSON as this kind of body. Raises RequestError 400 that names the first field that is wrong."""
     sent = read_json(body)
@@ -182,15 +211,19 @@ def parse_body(kind: type[Body], body: bytes) -> Body:
 def check_model(asked: str, loaded: Loaded[Any], app: str) -> None:
     """Raises RequestError 404 where a request names another model, or another version, than the one it would get."""
     name = loaded.identity.name
-    names = (name, app, f"{name}:v{loaded.identity.version}")
-    if asked not in names and not asked.startswith(f"{name}@"):
+    if asked not in _names(loaded, app) and not asked.startswith(f"{name}@"):
         raise RequestError(
             404, "model_not_found", f"the model {asked[:100]!r} is not served here", f"use {name}", param="model"
         )
 
 
+def _names(loaded: Loaded[Any], app: str) -> tuple[str, str, str]:
+    """What a request may call the version that is loaded, besides an alias."""
+    return loaded.identity.name, app, f"{loaded.identity.name}:v{loaded.identity.version}"
+
+
 def models_operation(handler: Any) -> Operation:  # Any: a bound Handler
-    return Operation("GET", "/v1/models", handler, "The model that answers here", response={"type": "object"})
+    return Operation("GET", "/v1/models", handler, "The model that answers here", response=_MODELS)
 
 
 def list_models(loaded: Loaded[Any], exchange: Exchange) -> Response:

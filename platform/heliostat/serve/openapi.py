@@ -12,6 +12,8 @@ from typing import Any
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from heliostat.serve.api import Api, Operation
+from heliostat.serve.images import FORM
+from heliostat.serve.requests import MAX_DEADLINE_MS
 
 _ERROR = {
     "type": "object",
@@ -25,33 +27,46 @@ _ERROR = {
                 "param": {"type": ["string", "null"]},
                 "request_id": {"type": "string"},
             },
+            "required": ["type", "code", "message", "param", "request_id"],
         }
     },
+    "required": ["error"],
 }
 _REFUSALS = {
     "400": "not JSON, or a field that cannot be used",
     "401": "no API key, or an unknown one",
     "403": "a key for other applications",
+    "404": "another model, or another version of it",
+    "408": "the body had not arrived in time",
     "413": "the body or an item is too large",
     "422": "fields that are missing, unknown or of another type",
     "429": "too much work is queued; Retry-After says when to come again",
+    "500": "the model could not answer this",
     "503": "this replica is ending or too late; Retry-After says when to come again",
     "504": "the deadline in X-Deadline-Ms passed",
 }
+_COME_AGAIN = ("429", "503")
+_RETRY_AFTER = {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "seconds"}
 _HEADERS = [
     {
         "name": "X-Request-Id",
         "in": "header",
-        "schema": {"type": "string", "maxLength": 128},
-        "description": "comes back in the response and in every error, and stands in the access log; made if absent",
+        "schema": {"type": "string"},
+        "description": "up to 128 letters, digits and ._:-; comes back in the response and in every error, and "
+        "stands in the access log; another one is made if it is absent or malformed",
     },
     {
         "name": "X-Deadline-Ms",
         "in": "header",
-        "schema": {"type": "integer", "minimum": 0},
+        "schema": {"type": "integer", "minimum": 0, "maximum": MAX_DEADLINE_MS},
         "description": "milliseconds after which the answer is not wanted any more: work still queued is dropped",
     },
 ]
+
+
+_FILE = {"type": "string", "format": "binary"}
+_EVENTS = {"description": "server-sent events: the answer in chunks as it grows, then [DONE]"}
+_FORM = {"type": "object", "additionalProperties": _FILE, "minProperties": 1}
 
 
 def describe(app: str, api: Api, *, page: bool) -> Response:
@@ -62,7 +77,9 @@ def describe(app: str, api: Api, *, page: bool) -> Response:
 def openapi(app: str, api: Api) -> dict[str, Any]:  # Any: JSON
     """The OpenAPI 3.1 document; paths are below the application's route."""
     paths: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, Any] = {"Error": _ERROR}
     for operation in api.operations:
+        schemas.update((operation.request or {}).get("$defs", {}))
         paths.setdefault(operation.path or "/", {})[operation.method.lower()] = _operation(operation)
     return {
         "openapi": "3.1.0",
@@ -74,7 +91,7 @@ def openapi(app: str, api: Api) -> dict[str, Any]:  # Any: JSON
         },
         "paths": paths,
         "components": {
-            "schemas": {"Error": _ERROR},
+            "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}, {}],
@@ -82,20 +99,29 @@ def openapi(app: str, api: Api) -> dict[str, Any]:  # Any: JSON
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    answers: dict[str, Any] = {"application/json": {"schema": operation.response or {}}}
+    answers.update({kind: {"schema": _EVENTS} for kind in operation.produces})
     described: dict[str, Any] = {
         "summary": operation.summary,
         "parameters": _HEADERS,
         "responses": {
-            "200": {"description": "the answer", "content": {"application/json": {"schema": operation.response or {}}}},
-            **{status: {"description": why, "content": error} for status, why in _REFUSALS.items()},
+            "200": {"description": "the answer", "content": answers},
+            **{status: _refusal(status, why) for status, why in _REFUSALS.items()},
         },
     }
     if operation.request is not None:
-        content: dict[str, Any] = {"application/json": {"schema": operation.request}}
-        content.update({kind: {"schema": {"type": "string", "format": "binary"}} for kind in operation.consumes})
+        schema = {key: value for key, value in operation.request.items() if key != "$defs"}
+        content: dict[str, Any] = {"application/json": {"schema": schema}}
+        content.update({kind: {"schema": _FORM if kind == FORM else _FILE} for kind in operation.consumes})
         described["requestBody"] = {"required": True, "content": content}
     return described
+
+
+def _refusal(status: str, why: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    if status not in _COME_AGAIN:
+        return {"description": why, "content": content}
+    return {"description": why, "content": content, "headers": {"Retry-After": _RETRY_AFTER}}
 
 
 def _page(document: dict[str, Any]) -> str:

@@ -70,6 +70,11 @@ class ItemModel(Recipe, Generic[Work, Result]):
     examples: ClassVar[tuple[object, ...]]
     """Items as a client would send them, to warm up with."""
 
+    @property
+    def item_schema(self) -> Mapping[str, Any]:  # Any: JSON
+        """JSON schema of an item, as far as one can say it; `prepare` is what refuses."""
+        return {}
+
     @abstractmethod
     def prepare(self, value: object) -> Work:
         """One item as it came in the JSON, checked and made ready to run. Raises RequestError for what cannot be."""
@@ -97,6 +102,10 @@ class TextModel(ItemModel[list[int], Result]):
     field = "text"
     examples = ("turn on the light", "set the living room to twenty degrees please")
     max_characters: ClassVar[int] = 10_000
+
+    @property
+    def item_schema(self) -> Mapping[str, Any]:
+        return {"type": "string", "minLength": 1, "maxLength": self.max_characters}
 
     @abstractmethod
     def tokenise(self, text: str) -> list[int]:
@@ -129,6 +138,13 @@ class ImageModel(ItemModel["torch.Tensor", Result]):
     width: ClassVar[int]
     brightest: ClassVar[float] = 255
     """What a white pixel is in the rows that clients send."""
+
+    @property
+    def item_schema(self) -> Mapping[str, Any]:
+        pixel = {"type": "number", "minimum": 0, "maximum": self.brightest}
+        row = {"type": "array", "items": pixel, "minItems": self.width, "maxItems": self.width}
+        rows = {"type": "array", "items": row, "minItems": self.height, "maxItems": self.height}
+        return {"anyOf": [rows, {"type": "string", "description": "base64 of a PNG or JPEG"}]}
 
     def prepare(self, value: object) -> torch.Tensor:
         from heliostat.serve.images import to_tensor

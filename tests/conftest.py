@@ -22,6 +22,15 @@ SECRET_KEY = "test-secret"
 LAPTOP = Path(__file__).parents[1] / "cluster" / "laptop.yaml"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` has to end within half an hour on two cores."""
+    if os.environ.get("SLOW"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: SLOW=1 runs it"))
+
+
 @pytest.fixture(autouse=True)
 def _environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing of the developer's own shell or cluster reaches a test, and nothing of a test reaches the next."""

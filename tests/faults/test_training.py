@@ -57,6 +57,7 @@ def events_of(platform: Platform, job: SubmittedJob, kind: str) -> list[Event]:
     ]
 
 
+@pytest.mark.slow
 def test_a_node_killed_without_notice_costs_an_interval_at_most(platform: Platform, tmp_path: Path) -> None:
     """One's own data in, a killed node on the way, a model that learned it out."""
     data = write_csv(tmp_path / "mine.csv", copies=40)
@@ -134,6 +135,7 @@ def steps_of(platform: Platform, job: SubmittedJob) -> list[int]:
     return [int(event.fields["step"]) for event in events_of(platform, job, "step")]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_a_killed_controller_and_a_killed_store_are_outlasted(
     platform: Platform, tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_a_killed_driver_a_killed_controller_and_a_killed_store_are_outlasted(
     )
 
 
+@pytest.mark.slow
 def test_an_elastic_run_shrinks_in_seconds_and_grows_back_without_recomputing(
     platform: Platform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +249,7 @@ def test_a_notice_costs_no_step_and_the_node_is_left_before_the_deadline(platfor
     assert "goodput:" in platform.jobs.logs(job.job_id)
 
 
+@pytest.mark.slow
 def test_a_deadline_job_buys_on_demand_when_spot_is_dry_and_goes_back(platform: Platform, tmp_path: Path) -> None:
     """Each move after a checkpoint, so that no step is computed again; what it printed is in the store."""
     state_dir = platform.settings.state_dir
@@ -288,6 +292,7 @@ def test_a_deadline_job_buys_on_demand_when_spot_is_dry_and_goes_back(platform: 
     assert known.curve[-1][0] > 12
 
 
+@pytest.mark.slow
 def test_a_whole_cluster_that_was_killed_resumes_where_its_store_is(tmp_path: Path) -> None:
     """In a process of its own: Ray's client keeps the token of the first cluster that a process has seen."""
     data = write_csv(tmp_path / "mine.csv", copies=20)

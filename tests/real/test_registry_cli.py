@@ -200,7 +200,7 @@ def test_python_uses_the_same_words(platform: Platform, store: Store) -> None:
     assert list(model) == [made]
     assert model.aliases == {"production": 1}
     assert repr(model) == f"Model('{MODEL}', 1 versions, production=v1)"
-    assert "<td>production</td>" in model._repr_html_()
+    assert ">production</td>" in model._repr_html_()
     assert [each.name for each in platform.models] == [MODEL]
     with pytest.raises(UnknownModel, match=f"one of: {MODEL}"):
         platform.models["other"]

@@ -204,6 +204,7 @@ def test_a_node_that_starts_then_a_group_at_its_maximum(platform: Platform, job:
     assert "serve at its maximum of 1 node, used by holder" in until(platform, second, "group-full").what
 
 
+@pytest.mark.slow
 def test_a_gang_that_waits_for_its_last_member_and_one_that_never_fits(
     platform: Platform, job: Callable[..., str]
 ) -> None:
@@ -295,6 +296,7 @@ def test_a_limit_of_the_market_is_for_groups_that_there_are(platform: Platform) 
         platform.limit_capacity("trian", 0)
 
 
+@pytest.mark.slow
 def test_without_spot_a_training_goes_to_the_fallback_and_returns_at_a_checkpoint(platform: Platform) -> None:
     """The last test here: it leaves a node of `dry`, which others want to have none."""
     job = platform.jobs.submit("trains", arguments=["--steps", "100000", "--pause", "0.1"])

@@ -48,6 +48,7 @@ def head_environment(
         # Logical GPUs are declared and not there.
         "HELIOSTAT_LOGICAL_GPUS": "0" if cuda_devices else "1",
         "HELIOSTAT_SETTINGS": str(settings_path),
+        "HELIOSTAT_HOME": str(settings_path.parents[2]),
         # Read by heliostat.train.job: whose every event of a training is.
         "HELIOSTAT_TEAM": tags.team,
         "HELIOSTAT_PROJECT": tags.project,

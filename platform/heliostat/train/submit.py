@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from heliostat.definition import JobSpec
-from heliostat.errors import ClusterNotUp, JobError, JobFailed
+from heliostat.errors import ClusterNotUp, JobError, JobFailed, SettingsError
 from heliostat.settings import Settings
 from heliostat.train.job import JOB, JOB_ID, RUN, USER
 
@@ -177,11 +177,18 @@ def _must_exist(settings: Settings, job_id: str) -> None:
 
 
 def _client(settings: Settings) -> JobSubmissionClient:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     # As a header, not through Ray's environment variables: a process that has imported Ray before no longer reads them.
     try:
         return JobSubmissionClient(settings.dashboard_url, headers=settings.token_header())
+    except AuthenticationError as error:
+        raise SettingsError(
+            "the cluster refuses the token",
+            where=settings.dashboard_url,
+            do="point RAY_AUTH_TOKEN_PATH at the token of this cluster, or choose the cluster: heliostat use",
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         raise ClusterNotUp(
             f"the cluster does not answer: {error}",

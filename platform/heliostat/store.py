@@ -208,7 +208,7 @@ class Store:
 
         return self._ask("head", key, lambda: _info(obstore.head(self._client, key)))
 
-    def put(self, key: str, data: bytes | Path) -> str:
+    def put(self, key: str, data: bytes | memoryview | Path) -> str:
         """Write the object, over whatever is there; returns its tag. A file goes up in parts, whole or not at all."""
         return self._put(key, data, None)
 
@@ -298,7 +298,7 @@ class Store:
                 client.abort_multipart_upload(Bucket=self.settings.bucket, Key=upload.key, UploadId=upload.id)
         return len(found)
 
-    def _put(self, key: str, data: bytes | Path, mode: PutMode | None) -> str:
+    def _put(self, key: str, data: bytes | memoryview | Path, mode: PutMode | None) -> str:
         import obstore
 
         verb = "put" if mode is None else "create" if mode == "create" else "swap"

@@ -55,6 +55,13 @@ def test_what_is_put_is_what_is_read(store: Store) -> None:
     assert store.get_range("a/b", 0, 0) == b""
 
 
+def test_memory_is_put_as_it_lies_in_one_request_or_in_parts(store: Store) -> None:
+    for size in (3, 20_000_000):
+        memory = memoryview(bytearray(b"x" * size))[1:]
+        store.put("memory", memory)
+        assert store.get("memory").data == memory
+
+
 def test_an_empty_object_is_an_object(store: Store) -> None:
     store.put("empty", b"")
     assert store.get("empty").data == b""

@@ -59,6 +59,7 @@ def train(context: Any, config: Config) -> None:
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).reshape(parameter.shape) * (index + 1))
+    model.to(context.device)
     if config.mode == "fsdp":
         from torch.distributed.fsdp import fully_shard
 
@@ -77,7 +78,7 @@ def train(context: Any, config: Config) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         generator = torch.Generator().manual_seed(sampler.draw() + 100 * step)
         whole = torch.randn(12, 8, generator=generator)
-        share = whole[context.rank :: context.world_size]
+        share = whole[context.rank :: context.world_size].to(context.device)
         noise = random.random() + float(np.random.rand()) if config.mode == "ddp" else 0.0
         loss = (parallel(share).squeeze(-1) - share.sum(-1) - 0.01 * noise).square().mean()
         time.sleep(config.pause_s)
@@ -93,7 +94,7 @@ def train(context: Any, config: Config) -> None:
     digest, values = hashlib.sha256(), []
     for parameter in model.parameters():
         full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-        digest.update(full.detach().numpy().tobytes())
+        digest.update(full.detach().cpu().numpy().tobytes())
         values += full.detach().flatten().tolist()
     (Path(config.folder) / f"values-{context.rank}.json").write_text(json.dumps(values))
     (Path(config.folder) / f"weights-{context.rank}.txt").write_text(digest.hexdigest())

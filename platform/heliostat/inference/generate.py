@@ -103,11 +103,11 @@ class TokenModel(Protocol):
         """Tokens that end a text."""
 
     def prefill(self, slot: int, prompt: Sequence[int]) -> torch.Tensor:
-        """Forget what the slot held, read a prompt into it; [vocabulary] logits of the token after it, on the CPU."""
+        """Forget what the slot held, read a prompt into it; [vocabulary] logits of the token after it."""
 
     def step(self, slots: Sequence[int], tokens: Sequence[int], places: Sequence[int]) -> torch.Tensor:
-        """Give each slot its newest token, which stands at that place of its text; [B, vocabulary] logits, on the
-        CPU, of the tokens after them.
+        """Give each slot its newest token, which stands at that place of its text; [B, vocabulary] logits of the
+        tokens after them. They may lie on the CPU or a device: that is where the next tokens are chosen.
         """
 
 
@@ -331,7 +331,8 @@ class TokenRunner:
 
     def _read_prompt(self, text: _Text) -> None:
         try:
-            self._take(text, self._model.prefill(text.slot, text.prompt))
+            logits = self._model.prefill(text.slot, text.prompt)
+            self._take(text, choose(logits, text.sampling, self._random(text, logits)))
         except Exception as problem:  # noqa: BLE001 the model is the user's: whatever it raises belongs to this text
             self._end(text, problem)
 
@@ -360,15 +361,15 @@ class TokenRunner:
                 for text in running:
                     self._step([text])
             return
-        for text, row in zip(running, logits, strict=True):
-            try:
-                self._take(text, row)
-            except Exception as problem:  # noqa: BLE001 as above
-                self._end(text, problem)
+        wanted = [(text.sampling, self._random(text, logits)) for text in running]
+        for text, token in zip(running, choose_all(logits, wanted), strict=True):
+            if isinstance(token, ValueError):
+                self._end(text, token)
+            else:
+                self._take(text, token)
 
-    def _take(self, text: _Text, logits: torch.Tensor) -> None:
-        """[vocabulary] -> the text's next token, delivered."""
-        token = choose(logits, text.sampling, self._random(text))
+    def _take(self, text: _Text, token: int) -> None:
+        """The text's next token, delivered."""
         with self._changed:  # others read `made` as they count what is left to do
             text.token, text.made = token, text.made + 1
         finish: Finish | None = None
@@ -380,11 +381,11 @@ class TokenRunner:
             self._end(text, None, finished=True)
         _deliver(text, Step(token, finish))
 
-    def _random(self, text: _Text) -> torch.Generator:
+    def _random(self, text: _Text, logits: torch.Tensor) -> torch.Generator:
         import torch
 
         if text.random is None:
-            text.random = torch.Generator()
+            text.random = torch.Generator(logits.device)
             if text.sampling.seed is None:
                 text.random.seed()
             else:
@@ -419,22 +420,47 @@ class TokenRunner:
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:
-    """[vocabulary] on the CPU -> a token id. Raises ValueError where the logits are not numbers."""
+    """[vocabulary] -> a token id. Raises ValueError where the logits are not numbers."""
+    token = choose_all(logits[None], [(sampling, random)])[0]
+    if isinstance(token, ValueError):
+        raise token
+    return token
+
+
+def choose_all(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, torch.Generator]]) -> list[int | ValueError]:
+    """[B, vocabulary], and how each row is sampled -> token ids; ValueError for rows that are not numbers.
+
+    A device is waited for twice at most, however many rows there are; the logits are not fetched from it.
+    """
     import torch
 
-    row = logits.float()
-    if not bool(torch.isfinite(row).all()):
-        raise ValueError("the model's logits hold NaN or infinity")
-    if sampling.temperature < GREEDY_BELOW:
-        return int(row.argmax())
+    rows = logits.float()
+    finite, best = torch.stack([torch.isfinite(rows).all(-1).long(), rows.argmax(-1)]).tolist()
+    # A row with NaN must not be drawn from: on CUDA that ends the process's use of the device.
+    drawn = {
+        index: _draw(rows[index], sampling, random)
+        for index, (sampling, random) in enumerate(wanted)
+        if finite[index] and sampling.temperature >= GREEDY_BELOW
+    }
+    found = dict(zip(drawn, torch.stack(list(drawn.values())).tolist(), strict=True)) if drawn else {}
+    return [
+        found.get(index, best[index]) if finite[index] else ValueError("the model's logits hold NaN or infinity")
+        for index in range(len(wanted))
+    ]
+
+
+def _draw(row: torch.Tensor, sampling: Sampling, random: torch.Generator) -> torch.Tensor:
+    """[vocabulary] -> [], a token id on the same device."""
+    import torch
+
     chances = torch.softmax(row / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         ordered, order = chances.sort(descending=True)
         # A token stays while those before it have not reached top_p, so the most probable one always stays.
         ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0.0
-        ordered[0] = ordered[0].clamp(min=1e-9)
-        return int(order[torch.multinomial(ordered, 1, generator=random)])
-    return int(torch.multinomial(chances, 1, generator=random))
+        ordered[:1].clamp_(min=1e-9)
+        return order[torch.multinomial(ordered, 1, generator=random)][0]
+    return torch.multinomial(chances, 1, generator=random)[0]
 
 
 def _deliver(text: _Text, step: Step | Exception) -> None:

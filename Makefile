@@ -5,21 +5,26 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check prove faults setup format clean
+.PHONY: demo test check lock prove faults setup format clean
 
 demo: $(READY)
 	$(BIN)/python -m heliostat.demo cluster/laptop.yaml $(if $(KEEP),--keep)
 
 # What needs no cluster runs side by side; clusters run one after the other, since two would share the cores.
 test: $(READY)
-	$(BIN)/pytest -n 2 --ignore=tests/faults --ignore=tests/real
-	$(BIN)/pytest tests/faults tests/real
+	$(BIN)/pytest -n 2 --ignore=tests/faults --ignore=tests/real --ignore=tests/docs/test_notebooks.py
+	$(BIN)/pytest tests/docs/test_notebooks.py tests/faults tests/real
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/audit.py
+
+# Writes the locks anew from pyproject.toml and constraints.txt.
+lock: $(READY)
+	PATH="$(BIN):$$PATH" $(BIN)/python tests/lock.py
 
 prove: $(READY)
 	$(BIN)/python tests/prove.py
@@ -33,11 +38,15 @@ format: $(READY)
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+# Nothing comes in that is not in the locks, to the byte: a torch without CUDA where pip knows an index that has one,
+# else the one with CUDA and the libraries that it asks for.
+$(READY): pyproject.toml $(wildcard requirements*.lock)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[laptop,recipes,dev]'
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements-cpu.lock 2>/dev/null || true
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
+	if $(BIN)/python -m pip show torch | grep -q '^Requires:.*nvidia'; then \
+	  $(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements-cuda.lock; fi
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $(READY)
 
 clean:

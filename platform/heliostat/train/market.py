@@ -22,6 +22,8 @@ MARGIN = 1.05
 """On the time that the steps left are measured to take: machines differ, and the end is not a step."""
 PACE_STEPS = 10
 """Steps of an attempt before its pace counts."""
+SHORTER = 0.8
+"""Of the work that was planned for: less is planned for anew."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,17 @@ class Chooser:
             return
         self._left_s = self.terms.work_s * (1 - step / total)
         if made >= PACE_STEPS:
-            self._left_s = (total - step) * seconds / made * self.terms.speed * MARGIN
+            pace_s = seconds / made * self.terms.speed * MARGIN
+            self._left_s = (total - step) * pace_s
+            self._plan_anew(total * pace_s)
         if made > 0:
             self._moved_at = None
+
+    def _plan_anew(self, work_s: float) -> None:
+        """A plan reaches as far as the slack that was promised; work that turns out shorter leaves more of it."""
+        if isinstance(self._policy, Forecast) and work_s < SHORTER * self._job.work_s:
+            self._job = replace(self._job, work_s=work_s)
+            self._policy = Forecast(self._job, self._policy.settings)
 
     def saw_spot(self, there: bool, now: float) -> None:
         """Whether the gang's spot nodes are there. An up spell is learnt from only where they were."""

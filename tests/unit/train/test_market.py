@@ -125,3 +125,22 @@ def test_a_rehearsals_clock_runs_faster() -> None:
 def test_terms_that_cannot_be_are_refused(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         read_terms(text)
+
+
+def test_work_that_turns_out_shorter_leaves_on_demand_for_spot_again() -> None:
+    """Promised: hardly more time than the work takes. Measured: a third of that work, so there is slack after all."""
+    terms = Terms(deadline_s=8.6 * HOUR, work_s=8 * HOUR, on_demand="b")
+    chooser = Chooser(terms, began_at=0.0)
+    chooser.saw_spot(False, 0.0)
+    now = 0.0
+    while chooser.choose(now).market != Market.ON_DEMAND:
+        chooser.saw_spot(False, now := now + LOOK_S)
+    assert not chooser.choose(now := now + 1800).ask_spot
+    steps = 0.0
+    while not chooser.choose(now).ask_spot:
+        steps, now = steps + LOOK_S / 24, now + LOOK_S
+        chooser.saw_steps(steps, 400, made=steps, seconds=steps * 24)
+        chooser.saw_spot(False, now)
+        assert steps < 100
+    chooser.saw_spot(True, now := now + LOOK_S)
+    assert chooser.choose(now).market == Market.SPOT

@@ -55,9 +55,9 @@ tags: {{team: bench, project: releases}}
 """
 TEXTS = tuple(
     f"{verb} the {thing} in the {room}"
-    for verb in ("turn on", "switch off", "dim")
-    for thing in ("light", "big lamp next to the old wooden cupboard", "fan")
-    for room in ("kitchen", "hall")
+    for verb in ("turn on", "switch off", "dim", "brighten", "open")
+    for thing in ("light", "big lamp next to the old wooden cupboard", "fan", "blinds", "radio")
+    for room in ("kitchen", "hall", "attic", "room of my sister")
 )
 
 
@@ -171,6 +171,8 @@ def settled(platform: Any) -> bool:
 def good(platform: Any, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     versions = [publish(platform, seed) for seed in (1, 2)]
     known = {artifact.digest: labels for artifact, labels in versions}
+    telling = sum(versions[0][1][text] != versions[1][1][text] for text in TEXTS)
+    assert telling, "no text tells the versions apart: a wrong answer would not show"
     gpus, load = Gpus(platform), Load(platform, folder, options.rate)
     time.sleep(8)
     spans, seconds = [], []
@@ -189,9 +191,7 @@ def good(platform: Any, folder: Path, options: argparse.Namespace) -> dict[str, 
     return {
         "releases": options.releases, "requests": len(rows), "failed": failures(rows), "wrong": wrong(rows, known),
         "by_digest": dict(Counter(str(row[3])[:19] for row in rows)),
-        "texts_that_tell_the_versions_apart": sum(
-            versions[0][1][text] != versions[1][1][text] for text in TEXTS
-        ),
+        "texts_that_tell_the_versions_apart": telling,
         "seconds_to_live": world.spread(seconds), "gpus_most": most,
         "steady_ms": latency(steady), "during_ms": latency(busy),
     }  # fmt: skip

@@ -135,7 +135,8 @@ def test_work_that_turns_out_shorter_leaves_on_demand_for_spot_again() -> None:
     now = 0.0
     while chooser.choose(now).market != Market.ON_DEMAND:
         chooser.saw_spot(False, now := now + LOOK_S)
-    assert not chooser.choose(now := now + 1800).ask_spot
+    now += 1800
+    assert not chooser.choose(now).ask_spot
     steps = 0.0
     while not chooser.choose(now).ask_spot:
         steps, now = steps + LOOK_S / 24, now + LOOK_S

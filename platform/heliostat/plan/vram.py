@@ -8,8 +8,9 @@ Symbols: N parameters, T trainable ones, L layers, h hidden width, a heads, k KV
 the feed-forward layer, V vocabulary, s context, b sequences a GPU works on at once, p GPUs that share the state,
 t tensor parallel, P pipeline stages.
 
-Training peaks in one of two moments, and the larger is the need: in the *backward pass* activations and logits are
-alive; in the *optimizer step* they are gone, and the optimizer's temporaries are there instead.
+Training peaks in one of three moments, and the largest is the need: at the *loss* all activations and the logits are
+alive; in the *backward pass* the logits are gone, and the gradients of a layer are there; in the *optimizer step* the
+activations are gone too, and the optimizer's temporaries are there instead.
 
 tests/benchmarks/vram.py holds all this against published measurements; docs/decisions/0006-gpu-memory.md says what
 was tried. Not here: a model's shape (params.py), the workloads (workload.py), cards and prices (catalogue.py), speed.
@@ -275,6 +276,13 @@ def _fragmentation_term(moving: float, overheads: Overheads) -> Term:
     return Term("fragmentation", round(share * moving), f"{share:.0%} of what comes and goes", "caching allocator", 1.0)
 
 
+def _hole_term(logits: float) -> Term:
+    """A loss in single operations makes blocks of all logits in fp32, gigabytes each, and the allocator finds room for
+    one where none has been: seen 0.4 to 2.3 of them left over on an H100.
+    """
+    return Term("fragmentation", round(4 * logits), "s b V x 4 B: a block of logits", "caching allocator", 1.0)
+
+
 # --- training: state
 
 
@@ -285,6 +293,7 @@ def training_need(shape: ModelShape, workload: Training, overheads: Overheads = 
     ranks = workload.gpus * workload.tensor * workload.pipeline
     fixed = [*states, _context_term(overheads), *_communication_terms(ranks, overheads)]
     peaks = {
+        "loss": _terms(_without_gradients(fixed, workload), _loss_terms(shape, workload, overheads)),
         "backward pass": _terms(fixed, _backward_terms(shape, workload, overheads)),
         "optimizer step": _terms(fixed, _step_terms(shape, workload)),
     }
@@ -436,8 +445,10 @@ def _frozen_bytes(shape: ModelShape, w: Training) -> float:
 
 
 def _step_terms(shape: ModelShape, w: Training) -> list[Term]:
-    """The optimizer's temporaries: a step over all tensors at once copies what it updates. A fused step needs none."""
-    if w.cpu_offload or w.optimizer not in ("adamw", "sgd"):
+    """The optimizer's temporaries: AdamW over all tensors at once copies what it updates. A fused step needs none, and
+    SGD with momentum works in place.
+    """
+    if w.cpu_offload or w.optimizer != "adamw":
         return []
     parts, split = _parts(w).optimizer, w.tensor * w.pipeline
     if w.method == "full":
@@ -451,18 +462,47 @@ def _step_terms(shape: ModelShape, w: Training) -> list[Term]:
     return [Term("step temporaries", round(temporaries / parts), f"T x {each} B{_over(parts)}", source, 1.0)]
 
 
-def _backward_terms(shape: ModelShape, w: Training, overheads: Overheads) -> list[Term]:
-    """Activations kept, the layer being worked on, logits and loss; of a pipeline, of the stage that needs most."""
-    tokens = w.context * w.batch / w.context_parallel
-    in_flight = tokens / w.pipeline
-    layers = math.ceil(shape.layers / w.pipeline)
-    kept = _kept_bytes(shape, w) * layers * tokens / w.tensor
-    working = _working_bytes(shape, w) * in_flight
+def _without_gradients(fixed: list[Term], w: Training) -> list[Term]:
+    """At a loss nothing has gradients yet, save what earlier micro batches of the step have left."""
+    return [term for term in fixed if w.accumulate or term.name != "gradients"]
+
+
+def _loss_terms(shape: ModelShape, w: Training, overheads: Overheads) -> list[Term]:
+    """All activations, logits and loss; of a pipeline, of the stage that needs most."""
+    kept = _kept(shape, w)
     each = overheads.logit_bytes * LOGIT_SHARE[w.loss]
-    logits = shape.vocab * each * in_flight / w.tensor if shape.has_head else 0.0
+    count = shape.vocab * _in_flight(w) / w.tensor if shape.has_head and each else 0.0
+    logits = count * each
+    # One GPU alone has freed the logits when the first layer runs backward. Engines that share the state need more than
+    # that at their peak, in every published measurement, so there the working layer is counted beside them.
+    working = _working_bytes(shape, w) * _in_flight(w) if _is_shared(w) else 0.0
     if w.pipeline > 1:
         # The first stage keeps every microbatch; the last keeps one, and holds the logits.
         kept, logits = max((kept, 0.0), (kept / w.pipeline, logits), key=sum)
+    return [
+        *_activation_terms(shape, w, kept),
+        Term("working layer", round(working), "one layer whole, and its gradients", "arXiv:2205.05198", 0.3),
+        Term("logits and loss", round(logits), f"s b V x {each:g} B", "tensors of cross-entropy", 0.3),
+        _hole_term(count) if w.kernels == "plain" else _fragmentation_term(kept + working + logits, overheads),
+    ]
+
+
+def _backward_terms(shape: ModelShape, w: Training, overheads: Overheads) -> list[Term]:
+    """Activations kept, and the layer being worked on. Without accumulation they go as the gradients come."""
+    kept = _kept(shape, w)
+    if w.method == "full" and not w.accumulate:
+        _, gradient, _ = _bytes_a_parameter(w)
+        whole = _stage_params(shape, w) * gradient / _parts(w).gradients
+        kept = max(0.0, kept + shape.vocab * shape.hidden * gradient - whole)
+    working = _working_bytes(shape, w) * _in_flight(w)
+    return [
+        *_activation_terms(shape, w, kept),
+        Term("working layer", round(working), "one layer whole, and its gradients", "arXiv:2205.05198", 0.3),
+        _fragmentation_term(kept + working, overheads),
+    ]
+
+
+def _activation_terms(shape: ModelShape, w: Training, kept: float) -> list[Term]:
     autocast = w.method == "full" and w.precision == "mixed" and not w.keeps_copy
     cast = 2 * _stage_params(shape, w) if autocast else 0.0
     return [
@@ -470,10 +510,24 @@ def _backward_terms(shape: ModelShape, w: Training, overheads: Overheads) -> lis
             "16-bit copies", round(cast), "N x 2 B: autocast keeps what it cast", "Hugging Face: memory anatomy", 0.05
         ),
         Term("activations kept", round(kept), _KEPT[w.recompute], "arXiv:2205.05198", 0.25),
-        Term("working layer", round(working), "one layer whole, and its gradients", "arXiv:2205.05198", 0.3),
-        Term("logits and loss", round(logits), f"s b V x {each:g} B", "tensors of cross-entropy", 0.3),
-        _fragmentation_term(kept + working + logits, overheads),
     ]
+
+
+def _is_shared(w: Training) -> bool:
+    return w.shard not in ("none", "ddp") or w.tensor * w.pipeline * w.context_parallel > 1
+
+
+def _tokens(w: Training) -> float:
+    return w.context * w.batch / w.context_parallel
+
+
+def _in_flight(w: Training) -> float:
+    """Tokens of one pipeline stage's microbatch."""
+    return _tokens(w) / w.pipeline
+
+
+def _kept(shape: ModelShape, w: Training) -> float:
+    return _kept_bytes(shape, w) * math.ceil(shape.layers / w.pipeline) * _tokens(w) / w.tensor
 
 
 _KEPT: dict[Recompute, str] = {
@@ -492,12 +546,38 @@ def _width(w: Training) -> int:
 def _layer_bytes(shape: ModelShape, w: Training) -> float:
     """Bytes a token of one whole layer: what the backward pass reads when nothing is recomputed.
 
-    Inputs of two norms, of attention and of the feed-forward layer (4h); queries and attention's output, keys and
-    values; gate, up and product (3f), or input and output of a plain activation (2f). Eager attention keeps its scores.
+    Queries and attention's output, keys and values; gate, up and product (3f), or input and output of a plain
+    activation (2f); inputs of two norms, of attention and of the feed-forward layer (4h). Eager attention keeps its
+    scores. Plain kernels keep more: `_plain_bytes`.
     """
+    if w.kernels == "plain":
+        return _plain_bytes(shape, w)
     elements = 4 * shape.hidden + 2 * shape.attention_width + 2 * shape.kv_width + (3 if shape.gated else 2) * shape.ffn
-    scores = shape.heads * w.context * (2 * _width(w) + 1) if w.attention == "eager" else 0
-    return elements * _width(w) + scores
+    return elements * _width(w) + _score_bytes(shape, w, each=2 * _width(w) + 1)
+
+
+def _plain_bytes(shape: ModelShape, w: Training) -> float:
+    """The same, operation by operation, as transformers has it: within 5 % on an H100 (docs/gpu.md).
+
+    A gated layer keeps its activation as well (4f). RMSNorm keeps its input in fp32, the normalised and the output,
+    LayerNorm, one kernel, input and output. Weights that do not learn need no input, but adapters copy theirs. Eager
+    attention keeps its softmax in fp32 and a 16-bit copy.
+    """
+    h, f, width, learns = shape.hidden, shape.ffn, _width(w), w.method == "full"
+    stream = 4 if learns and w.precision != "bf16" and not w.keeps_copy else 2  # bytes of what runs past the layers
+    if learns:
+        norm = 4 + stream + width if shape.gated else stream + width
+        copies = 0
+    else:
+        norm = 4 if shape.gated else stream
+        copies = 2 * ((5 if shape.gated else 2) * h + shape.attention_width + f)
+    feed_forward = (3 if shape.gated else 1) + (1 if learns else 0)
+    elements = 2 * shape.attention_width + 2 * shape.kv_width + feed_forward * f
+    return elements * width + 2 * norm * h + copies + _score_bytes(shape, w, each=6 if width == 2 else 9)
+
+
+def _score_bytes(shape: ModelShape, w: Training, *, each: int) -> int:
+    return shape.heads * w.context * each if w.attention == "eager" else 0
 
 
 def _kept_bytes(shape: ModelShape, w: Training) -> float:

@@ -14,6 +14,7 @@ Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "adafactor", "sgd
 Recompute = Literal["none", "selective", "full", "offload"]
 Attention = Literal["flash", "eager"]
 Loss = Literal["full", "upcast", "half", "fused"]
+Kernels = Literal["fused", "plain"]
 Shard = Literal["none", "ddp", "zero1", "zero2", "zero3"]
 
 BYTES_PER_WEIGHT: dict[Dtype, float] = {
@@ -69,6 +70,9 @@ class Training:
     `unquantised_fp32`: embeddings and head in fp32, as peft prepares bitsandbytes models for training.
     `gpus` share the state by `shard` (FSDP is zero3), besides `tensor` and `pipeline`. `cpu_offload` keeps optimizer
     state on the host, with zero2 the gradients too, with zero3 the weights as well.
+    `kernels`: `plain` runs norms and activations operation by operation and adapters on copies of their inputs, as
+    transformers and peft do uncompiled; `fused` is torch.compile, torchtune, Unsloth and the like.
+    `accumulate`: a step adds up several micro batches, so the gradients of one are there while the next one's loss is.
     """
 
     method: Method = "full"
@@ -80,6 +84,7 @@ class Training:
     recompute: Recompute = "full"
     attention: Attention = "flash"
     loss: Loss = "full"
+    kernels: Kernels = "fused"
     rank: int = 16
     train_embeddings: bool = False
     unquantised_fp32: bool = True
@@ -90,6 +95,7 @@ class Training:
     pipeline: int = 1
     context_parallel: int = 1
     cpu_offload: bool = False
+    accumulate: bool = True
 
     def __post_init__(self) -> None:
         _check_positive(context=self.context, batch=self.batch, rank=self.rank, gpus=self.gpus, tensor=self.tensor)

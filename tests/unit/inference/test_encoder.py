@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from heliostat.inference import encoder as encoder_module
 from heliostat.inference.encoder import (
     EncoderConfig,
     IntentClassifier,
@@ -99,3 +101,58 @@ def test_a_config_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "hidden_act": "relu"}))
     with pytest.raises(ValueError, match="model_type is 't5'"):
         EncoderConfig.from_file(tmp_path / "config.json")
+
+
+def test_places_and_starts_of_a_batch_leave_what_room_is_over_to_no_text() -> None:
+    inputs = encoder_module._Inputs(12, 5, torch.device("cpu"))
+    inputs.fill(torch.tensor([7, 8, 9, 4, 5]), [3, 2])
+    layout = inputs.layout(4)
+    assert inputs.token_ids[:5].tolist() == [7, 8, 9, 4, 5]
+    assert layout.places[:5].tolist() == [0, 1, 2, 0, 1]
+    assert layout.starts.tolist() == [0, 3, 5, 5, 5, 5]
+    assert layout.means(torch.arange(12.0)[:, None])[:2].tolist() == [[1.0], [3.5]]
+
+
+def test_packing_by_offsets_gives_what_packing_by_length_gives(
+    small: PackedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way taken on CUDA, with a stand-in for its fused kernel."""
+
+    def attend(self: encoder_module.Offsets, *parts: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(parts[0])
+        starts = self.starts.tolist()
+        for start, end in itertools.pairwise(starts):
+            own = [part[None, start:end].transpose(1, 2) for part in parts]
+            out[start:end] = torch.nn.functional.scaled_dot_product_attention(*own).transpose(1, 2)[0]
+        return out
+
+    monkeypatch.setattr(encoder_module.Offsets, "attend", attend)
+    token_ids, lengths = pack([[1, 2, 3], [40, 41], [6, 7, 8, 9], [10]])
+    with torch.inference_mode():
+        torch.testing.assert_close(small._by_offsets(token_ids, lengths), small(token_ids, lengths), atol=1e-6, rtol=0)
+
+
+def test_other_weights_forget_what_was_recorded_of_the_old_ones(small: PackedEncoder) -> None:
+    recordings = small._recordings._by_size
+    classifier = IntentClassifier(small, classes=3)
+    for change in (
+        lambda: classifier.to(torch.bfloat16),
+        lambda: classifier.load_state_dict(classifier.state_dict(), assign=True),
+    ):
+        recordings[8, 8] = None  # type: ignore[assignment]  # what a graph would be
+        change()
+        assert not recordings
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_batches_on_cuda_are_those_that_ran_kernel_by_kernel() -> None:
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    encoder = PackedEncoder(config).to("cuda", torch.bfloat16).eval()
+    for texts in ([[1, 2, 3], [4, 5]], [[6] * 40, [7], [8, 9]], [[1, 2, 3], [4, 5]]):
+        token_ids, lengths = pack(texts)
+        with torch.inference_mode():
+            recorded, plain = encoder(token_ids, lengths), encoder._by_offsets(token_ids, lengths)
+        torch.testing.assert_close(recorded, plain, atol=2e-2, rtol=0)

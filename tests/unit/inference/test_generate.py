@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from heliostat.inference import causal
 from heliostat.inference.causal import SlotModel
-from heliostat.inference.generate import Full, Sampling, Step, TokenRunner, TooLong, choose
+from heliostat.inference.generate import Full, Sampling, Step, TokenRunner, TooLong, choose, choose_all
 from heliostat.inference.runner import Closed, Expired
 
 LIMIT_S = 10.0
@@ -344,6 +345,58 @@ def test_texts_that_share_slots_say_what_transformers_says_of_each_alone(kind: s
     # Bounded before the first request: 2 for keys and values, float32.
     heads = 2 if kind == "llama" else 4
     assert slots.kv_bytes == 2 * 2 * 3 * heads * 128 * 8 * 4
+
+
+class Replayed(causal._Recorded):
+    """A recording as on CUDA, with its room for more texts and tokens, and no graph: the work is done at each call."""
+
+    def __init__(self, model: SlotModel, size: tuple[int, int, int], *_: Any) -> None:
+        texts, queries, self._reach = size
+        self._model = model
+        self._host = torch.zeros(texts * (1 + 2 * queries), dtype=torch.long)
+        self._there = torch.zeros_like(self._host)
+        self._parts = causal._cut(self._host, texts, queries)
+
+    def __call__(self, slots: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+        self._fill(slots, tokens, places)
+        there = causal._cut(self._there, *self._parts[1].shape)
+        return self._model.forward(*there, self._reach)[: len(slots)].clone()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_room_left_over_in_a_recording_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal, "_Recorded", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+    model = _model(kind)
+    plain, recorded = SlotModel(model, slots=5), SlotModel(model, slots=5)
+    recorded._records = True
+    prompts = {3: 17, 0: 2, 1: 30}
+    for slot, length in prompts.items():
+        prompt = list(range(3, 3 + length))
+        torch.testing.assert_close(recorded.prefill(slot, prompt), plain.prefill(slot, prompt), atol=1e-4, rtol=0)
+    for step in range(3):
+        work = [3, 0, 1], [5, 6, 7], [prompts[slot] + step for slot in (3, 0, 1)]
+        torch.testing.assert_close(recorded.step(*work), plain.step(*work), atol=1e-4, rtol=0)
+
+
+def test_a_model_that_cannot_be_recorded_runs_kernel_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(causal, "_Recorded", refuse)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+    slots = SlotModel(_model("llama"), slots=2)
+    slots._records = True
+    assert slots.prefill(0, [3, 4]).shape == (97,)
+    assert not slots._records
+
+
+def test_rows_that_are_no_numbers_are_told_apart_from_those_that_are() -> None:
+    logits = torch.tensor([[0.0, 9.0], [math.nan, 1.0], [9.0, 0.0]])
+    wanted = [(Sampling(1, temperature), torch.Generator().manual_seed(1)) for temperature in (0, 1.0, 0.01)]
+    first, second, third = choose_all(logits, wanted)
+    assert (first, third) == (1, 0)
+    assert isinstance(second, ValueError)
 
 
 def test_a_model_with_sliding_windows_is_refused() -> None:

@@ -74,8 +74,12 @@ def make_heads(vectors: torch.Tensor, labels: Ints, training: Ints, pool: Ints, 
 
 
 def facts(labels: Ints, said: Ints) -> Facts:
+    from sklearn.metrics import f1_score
+
     names, told = tuple(map(str, labels)), tuple(map(str, said))
-    return Facts({"accuracy": float((labels == said).mean())}, Evaluation(dataset="d", truth=names, predicted=told))
+    macro_f1 = float(f1_score(labels, said, labels=np.unique(labels), average="macro", zero_division=0))
+    metrics = {"accuracy": float((labels == said).mean()), "macro_f1": macro_f1}
+    return Facts(metrics, Evaluation(dataset="d", truth=names, predicted=told))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

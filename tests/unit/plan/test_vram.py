@@ -141,23 +141,6 @@ def _step_names(optimizer: str) -> bool:
     return any(term.name == "step temporaries" for terms in (need.terms, *need.other_peaks) for term in terms)
 
 
-@pytest.mark.parametrize(
-    ("gib", "values"),
-    [
-        (44.94, {"precision": "bf16", "optimizer": "sgd", "context": 1024}),
-        (18.96, {"method": "lora", "context": 2048}),
-        (29.36, {"method": "lora", "context": 8192}),
-        (29.36, {"method": "lora", "context": 4096, "batch": 2}),
-        (31.78, {"method": "lora", "context": 2048, "recompute": "none"}),
-    ],
-)
-def test_what_an_h100_allocated_for_transformers_is_met_within_2_percent(gib: float, values: dict[str, object]) -> None:
-    """torch.cuda.max_memory_allocated of Llama 3 8B's shape, 2026-11-26: tests/benchmarks/gpu.py vram."""
-    workload = Training(kernels="plain", accumulate=False, **values)  # type: ignore[arg-type]
-    need = training_need(LLAMA_3_8B, workload).without("CUDA context", "fragmentation")
-    assert need.total / GIB == pytest.approx(gib, rel=0.02)
-
-
 def test_off_loading_leaves_what_is_gathered() -> None:
     workload = Training(method="full", shard="zero3", gpus=8, cpu_offload=True)
     need = training_need(LLAMA_3_8B, workload)

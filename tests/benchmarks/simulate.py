@@ -17,6 +17,8 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import world
 
 from heliostat.definition.model import ClusterDefinition
 from heliostat.plan.policy.traces import Climate, Trace, generate
-from heliostat.simulate import Scenario, simulate
+from heliostat.simulate import Level, Scenario, simulate
 from heliostat.simulate.engine import Engine
 from heliostat.simulate.front import Front
 from heliostat.simulate.jobs import JobTerms
@@ -36,7 +38,7 @@ from heliostat.simulate.measured import AppWork, Measured
 from heliostat.simulate.queues import mg1_wait_s, mmc_wait_s
 from heliostat.simulate.result import Result
 from heliostat.simulate.tally import Tally
-from heliostat.simulate.traffic import draw
+from heliostat.simulate.traffic import Traffic, draw
 
 T_99 = {10: 3.250, 20: 2.861}
 """Student's t, two-sided 99 %, for that many runs less one."""
@@ -89,8 +91,74 @@ def theory(seed: int, quick: bool) -> list[dict[str, Any]]:
 # --- flow beside per-request
 
 
-def small() -> tuple[ClusterDefinition, Measured]:
-    definition = ClusterDefinition.model_validate(
+@dataclass(frozen=True)
+class Case:
+    """A small cluster under a load that differs with the seed."""
+
+    definition: ClusterDefinition
+    measured: Measured
+    hours: float
+    traffic: Callable[[int], dict[str, Traffic]]
+    jobs: Sequence[JobTerms] = ()
+    spot: Callable[[int], dict[str, Trace]] = lambda seed: {}
+
+    @property
+    def days(self) -> float:
+        return self.hours / 24
+
+
+def cases(quick: bool) -> dict[str, Case]:
+    hours = 0.7 if quick else 2.0
+    return {"steady": _steady_case(hours), "bursty": _bursty_case(hours), "overload": _overload_case(hours)}
+
+
+def _steady_case(hours: float) -> Case:
+    """Two applications with room, and jobs on spot that is reclaimed."""
+    works = {
+        "day": {"seconds_per_item": 0.1, "variation": 0.5, "batch_seconds": 0.3},
+        "night": {"seconds_per_item": 0.2, "variation": 1.0, "batch_seconds": 0.0},
+    }
+    return Case(
+        _small({"day": _app("serve", "1..12", "5m"), "night": _app("serve", "0..6", "5m")}),
+        _works(works),
+        hours,
+        lambda seed: {
+            "day": draw("diurnal", requests_per_s=50, days=hours / 24, seed=seed),
+            "night": draw("steady", requests_per_s=4, days=hours / 24, seed=seed + 1000),
+        },
+        [
+            JobTerms(f"job-{n}", "train", 1 + n % 3, 900.0 * (1 + n % 4), submitted_s=1200.0 * n)
+            for n in range(int(hours * 2))
+        ],
+        lambda seed: {"train": generate(seed, days=hours / 24, nodes=6)},
+    )
+
+
+def _bursty_case(hours: float) -> Case:
+    """Asleep for most of the time: 12 minutes of work, 18 minutes of nothing, in bursts of three times as much."""
+
+    def traffic(seed: int) -> dict[str, Traffic]:
+        random, minutes = np.random.default_rng(seed), np.arange(round(hours * 60))
+        rate = np.where(minutes % 30 < 12, 600.0, 0.0) * np.where(minutes % 6 >= 4, 3.0, 1.0)
+        return {"burst": Traffic(random.poisson(rate))}
+
+    works = {"burst": {"seconds_per_item": 0.1, "variation": 0.5, "batch_seconds": 0.2}}
+    return Case(_small({"burst": _app("serve", "0..8", "2m")}), _works(works), hours, traffic)
+
+
+def _overload_case(hours: float) -> Case:
+    """More than the largest number of replicas can do, for a third of the time."""
+
+    def traffic(seed: int) -> dict[str, Traffic]:
+        random, minutes = np.random.default_rng(seed), np.arange(round(hours * 60))
+        return {"full": Traffic(random.poisson(np.where(minutes % 15 < 5, 40.0, 20.0) * 60))}
+
+    works = {"full": {"seconds_per_item": 0.1, "variation": 1.0, "batch_seconds": 0.2}}
+    return Case(_small({"full": _app("serve", "1..3", "5m")}), _works(works), hours, traffic)
+
+
+def _small(applications: dict[str, Any]) -> ClusterDefinition:
+    return ClusterDefinition.model_validate(
         {
             "name": "small",
             "groups": {
@@ -98,24 +166,20 @@ def small() -> tuple[ClusterDefinition, Measured]:
                 "train": _group("training", "spot", 1, "0..6", idle_timeout="2m"),
                 "train-od": _group("training", "on-demand", 1, "0..6", idle_timeout="2m"),
             },
-            "applications": {
-                "day": _app("serve", "1..12", "5m"),
-                "night": _app("serve", "0..6", "5m"),
-            },
+            "applications": applications,
             **_REST,
         }
     )
-    measured = Measured.model_validate(
+
+
+def _works(applications: dict[str, Any]) -> Measured:
+    return Measured.model_validate(
         {
             "starts": {"node": "60s", "replica": "20s"},
             "usd_per_node_hour": {"serve": 1.0, "train": 0.3, "train-od": 1.0},
-            "applications": {
-                "day": {"seconds_per_item": 0.1, "variation": 0.5, "batch_seconds": 0.3},
-                "night": {"seconds_per_item": 0.2, "variation": 1.0, "batch_seconds": 0.0},
-            },
+            "applications": applications,
         }
     )
-    return definition, measured
 
 
 _REST: dict[str, Any] = {
@@ -137,47 +201,67 @@ def _app(group: str, replicas: str, idle: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-COMPARED = ("answered", "refused", "latency_p50_s", "latency_p99_s", "wait_mean_s", "replica_hours", "busy")
+COMPARED = (
+    "answered", "refused", "gave_up", "latency_p50_s", "latency_p99_s", "wait_mean_s", "replica_hours", "busy",
+    "starts",
+)  # fmt: skip
+
+
+def run_case(case: Case, level: Level, seed: int) -> Result:
+    scenario = Scenario(
+        case.days, case.traffic(seed), case.spot(seed), case.jobs, case.measured, level=level, seed=seed
+    )
+    return simulate(case.definition, scenario)
+
+
+def figures(result: Result) -> dict[str, float]:
+    """What is compared; what did not happen is 0."""
+    found = {f"{app.app}.{name}": float(getattr(app, name) or 0.0) for app in result.apps for name in COMPARED}
+    found |= {f"{group.group}.held_gpu_h": group.held_gpu_h for group in result.groups}
+    return {**found, "jobs.goodput": result.jobs.goodput or 0.0, "usd": result.usd}
 
 
 def agree(seed: int, quick: bool) -> dict[str, Any]:
-    definition, measured = small()
-    days = 0.15 if quick else 1.0
-    traffic = {
-        "day": draw("diurnal", requests_per_s=40, days=days, seed=seed),
-        "night": draw("steady", requests_per_s=4, days=days, seed=seed + 1),
-    }
-    jobs = [
-        JobTerms(f"job-{n}", "train", 1 + n % 3, 3600.0 * (1 + n % 4), submitted_s=2400.0 * n)
-        for n in range(int(days * 30) or 1)
-    ]
-    spot = {"train": generate(seed, days=days, nodes=6)}
-    results: dict[str, Result] = {}
-    for level in ("requests", "flow"):
-        scenario = Scenario(days, traffic, spot, jobs, measured, level=level, seed=seed)  # type: ignore[arg-type]
-        results[level] = simulate(definition, scenario)
-    rows: dict[str, list[float | None]] = {}
-    for exact, flow in zip(results["requests"].apps, results["flow"].apps, strict=True):
-        for name in COMPARED:
-            rows[f"{exact.app}.{name}"] = [getattr(exact, name), getattr(flow, name)]
-    for one, other in zip(results["requests"].groups, results["flow"].groups, strict=True):
-        rows[f"{one.group}.held_gpu_h"] = [one.held_gpu_h, other.held_gpu_h]
-    rows["jobs.goodput"] = [results[level].jobs.goodput for level in ("requests", "flow")]
-    rows["usd"] = [results[level].usd for level in ("requests", "flow")]
+    runs = 3 if quick else 5
     found: dict[str, Any] = {}
-    for name, (exact_value, flow_value) in rows.items():
-        apart = _apart(exact_value, flow_value)
-        found[name] = {"requests": _short(exact_value), "flow": _short(flow_value), "apart": _short(apart)}
-        print(f"{name:<24} per request {_short(exact_value)!s:>12}  flow {_short(flow_value)!s:>12}  apart {apart:.2%}")
-    walls = {level: round(result.wall_s, 1) for level, result in results.items()}
-    print(f"wall: {walls} s, events { ({level: result.events for level, result in results.items()}) }")
-    return {"days": days, "figures": found, "wall_s": walls}
+    for name, case in cases(quick).items():
+        cpu = {}
+        both: dict[Level, list[dict[str, float]]] = {}
+        levels: tuple[Level, ...] = ("requests", "flow")
+        for level in levels:
+            before = time.process_time()
+            both[level] = [figures(run_case(case, level, seed + n)) for n in range(runs)]
+            cpu[level] = round(time.process_time() - before, 1)
+        rows = compare(both["requests"], both["flow"])
+        show(f"{name}, {case.hours:g} h, {runs} seeds", rows)
+        print(f"CPU: {cpu} s")
+        found[name] = {"hours": case.hours, "runs": runs, "figures": rows, "cpu_s": cpu}
+    return found
 
 
-def _apart(one: float | None, other: float | None) -> float:
-    if not one or other is None:
-        return 0.0 if not one and not other else math.inf
-    return abs(other - one) / abs(one)
+def compare(exact: list[dict[str, float]], flow: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Means over the seeds; `noise` is the standard error of the per-request mean over that mean: so much a mean of
+    other seeds would be apart from it."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name in exact[0]:
+        values = np.array([run[name] for run in exact])
+        mean, other = float(values.mean()), float(np.mean([run[name] for run in flow]))
+        if mean == other == 0.0:
+            continue
+        noise = float(values.std(ddof=1)) / math.sqrt(len(values)) / mean if mean else math.inf
+        found[name] = {
+            "requests": _short(mean),
+            "flow": _short(other),
+            "apart": _short((other - mean) / mean if mean else math.inf),
+            "noise": _short(noise),
+        }
+    return found
+
+
+def show(title: str, rows: dict[str, dict[str, float | None]]) -> None:
+    print(f"{title:<28} {'per request':>12} {'flow':>12} {'apart':>8} {'noise':>8}")
+    for name, row in rows.items():
+        print(f"  {name:<26} {row['requests']!s:>12} {row['flow']!s:>12} {row['apart']:>8.1%} {row['noise']:>8.1%}")
 
 
 def _short(value: float | None) -> float | None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from heliostat.serve.desired import DesiredApp
 from heliostat.simulate.engine import Engine, next_tick
 from heliostat.simulate.measured import AppWork, Starts
 from heliostat.simulate.nodes import Node, Nodes, Want
 from heliostat.simulate.scaling import CONTROLLER_S, Rules
 from heliostat.simulate.tally import Tally
+from heliostat.simulate.traffic import Traffic
 
 WANTED, LOADING, READY, DRAINING, GONE = "wanted", "loading", "ready", "draining", "gone"
 
@@ -33,11 +36,17 @@ class Seat:
         self.empty = self.drained = False
         """While it drains: it has answered what it had; its least time has passed."""
 
+    @property
+    def stays(self) -> bool:
+        return not self.doomed and self.state != DRAINING
+
     def noticed(self, node: Node) -> None:
+        self.app.staying -= self.stays
         self.doomed = True
         self.app.replace()
 
     def lost(self, node: Node) -> None:
+        self.app.staying -= self.stays
         was, self.state = self.state, GONE
         self.app.seats.pop(self, None)
         node.holders.pop(self)
@@ -49,7 +58,7 @@ class Seat:
 
 
 class App:
-    """What both kinds share. Subclasses: `tally`, `opened`, `closed`, `cut`, `finish`, `last_request_at`."""
+    """What both kinds share. Subclasses: `tally`, `begin`, `opened`, `closed`, `cut`, `finish`, `last_request_at`."""
 
     tally: Tally
     last_request_at = -math.inf
@@ -64,6 +73,8 @@ class App:
         self.groups = desired.groups or (desired.spec.group,)
         self._starts = starts
         self.seats: dict[Seat, None] = {}
+        self.staying = 0
+        """Of the seats, those that do not leave."""
         self.target = 0
         self.ready = 0
         self.ready_seconds = 0.0
@@ -72,6 +83,10 @@ class App:
         self._checks_at = -1.0
 
     # --- for subclasses
+
+    def begin(self, traffic: Traffic, random: np.random.Generator) -> None:
+        """The requests that are to come."""
+        raise NotImplementedError
 
     def opened(self, seat: Seat) -> Any:  # Any: what the subclass keeps for it
         """A replica answers from now on."""
@@ -103,15 +118,13 @@ class App:
 
     def replace(self) -> None:
         """Start what is missing of the target, stop what is beyond it. What is doomed does not count."""
-        staying = [seat for seat in self.seats if not seat.doomed and seat.state != DRAINING]
-        for _ in range(self.target - len(staying)):
+        for _ in range(self.target - self.staying):
             self._start()
-        beyond = len(staying) - self.target
-        if beyond > 0:
+        if self.staying > self.target:
             order = {WANTED: 0, LOADING: 1, READY: 2}
-            staying.reverse()
-            staying.sort(key=lambda seat: order[seat.state])
-            for seat in staying[:beyond]:
+            youngest = [seat for seat in reversed(self.seats) if seat.stays]
+            youngest.sort(key=lambda seat: order[seat.state])
+            for seat in youngest[: self.staying - self.target]:
                 self._stop(seat)
         if self.target == 0:
             for seat in [seat for seat in self.seats if seat.doomed and seat.state != DRAINING]:
@@ -119,6 +132,7 @@ class App:
 
     def _start(self) -> None:
         self.starts += 1
+        self.staying += 1
         seat = Seat(self)
         self.seats[seat] = None
         seat.want = Want(seat, self.spec.gpus_per_replica, self.groups, lambda node: self._placed(seat, node))
@@ -137,6 +151,7 @@ class App:
         seat.inside = self.opened(seat)
 
     def _stop(self, seat: Seat) -> None:
+        self.staying -= seat.stays
         was, seat.state = seat.state, DRAINING
         if was == READY and seat.node is not None:
             self.settle_ready(-1)

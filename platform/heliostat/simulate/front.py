@@ -45,8 +45,13 @@ class Replica:
         self.leave: Callable[[], None] | None = None
 
     def load(self) -> Load:
-        speed = self.done_tokens / self.busy_s if self.busy_s else float(PER_SECOND)
+        speed = PER_SECOND / self.slowness
         return Load(self.batcher.queued_tokens, len(self.batcher), self.running_tokens, tokens_per_s=speed)
+
+    @property
+    def slowness(self) -> float:
+        """Seconds that it ran for a second of work: above 1 where passes have an overhead."""
+        return self.busy_s * PER_SECOND / self.done_tokens if self.done_tokens else 1.0
 
     def report(self, now: float) -> dict[str, float]:
         """What it tells the scaling policy."""
@@ -88,7 +93,8 @@ class Front:
         """Model time of all replicas, passes that were cut off included."""
         self._random = random
         self._drawn = iter(list[int]())
-        self._numbers = 0
+        self.taken = 0
+        """Requests that a replica took."""
         self._admit = admit
         self._shared = self._batcher() if shared else None
 
@@ -133,8 +139,12 @@ class Front:
             self.held.popleft()
             self.tally.gave_up += 1
 
+    def next_replica(self) -> Replica:
+        """That the next request goes to."""
+        return min(self.open, key=_under_way)
+
     def _route(self, arrived_s: float, tokens: int, *, held: bool) -> None:
-        replica = min(self.open, key=_under_way)
+        replica = self.next_replica()
         refusal = (
             replica.admission.refusal(replica.load(), self.engine.now, under_way=replica.under_way, held=held)
             if self._admit
@@ -144,8 +154,8 @@ class Front:
             replica.sheds += 1
             self.tally.refused += 1
             return
-        self._numbers += 1
-        replica.batcher.add(Item(self._numbers, tokens, arrived_s, math.inf))
+        self.taken += 1
+        replica.batcher.add(Item(self.taken, tokens, arrived_s, math.inf))
         if self._shared is None:
             replica.under_way += 1
             if not replica.running:

@@ -7,7 +7,7 @@ comes and goes by a trace: what runs above what can be had is reclaimed, with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -89,6 +89,8 @@ class Group:
     """Alive, in the order they were asked for."""
     roomy: dict[Node, None] = field(default_factory=dict)
     """Ready, with something free, not leaving."""
+    starting: dict[Node, None] = field(default_factory=dict)
+    """Not ready yet, not leaving."""
     reclaimed: int = 0
     started: int = 0
     node_seconds: float = 0.0
@@ -217,9 +219,7 @@ class Nodes:
         """Nodes for what waits and has none promised. What still finds none is looked at again when that may change:
         the end of a node, or a tick of a spot trace."""
         self._looks = False
-        starting = [
-            node for group in self.groups.values() for node in group.nodes if node.ready_at is None and not node.leaving
-        ]
+        starting = {node: None for group in self.groups.values() for node in group.starting}
         full: set[tuple[float, tuple[str, ...]]] = set()
         for want in [want for want in self.wants if want.node is None]:
             if (want.gpus, want.groups) in full:
@@ -227,10 +227,10 @@ class Nodes:
             node = self._promise(want, starting)
             if node is None:
                 full.add((want.gpus, want.groups))
-            elif node not in starting:
-                starting.append(node)
+            else:
+                starting[node] = None
 
-    def _promise(self, want: Want, starting: list[Node]) -> Node | None:
+    def _promise(self, want: Want, starting: Iterable[Node]) -> Node | None:
         for node in starting:
             if node.group.name in want.groups and node.group.gpus - node.promised + ROOM >= want.gpus:
                 break
@@ -249,7 +249,7 @@ class Nodes:
     def start(self, group: Group) -> Node:
         now = self.engine.now
         node = Node(group, asked_at=now, settled_at=now, free=group.gpus)
-        group.nodes[node] = None
+        group.nodes[node] = group.starting[node] = None
         group.started += 1
         self.engine.at(now + group.starts.node.seconds, self._ready, node)
         return node
@@ -259,6 +259,7 @@ class Nodes:
             return
         node.settle(self.engine.now)
         node.ready_at = self.engine.now
+        node.group.starting.pop(node, None)
         self._idle(node)
         self._room(node)
 
@@ -279,6 +280,7 @@ class Nodes:
         node.ended_at = now
         node.group.node_seconds += now - node.asked_at
         node.group.nodes.pop(node)
+        node.group.starting.pop(node, None)
         node.group.roomy.pop(node, None)
         self._break_promises(node)
         for holder in list(node.holders):
@@ -311,6 +313,7 @@ class Nodes:
     def _reclaim(self, node: Node) -> None:
         node.group.reclaimed += 1
         node.leaving = True
+        node.group.starting.pop(node, None)
         node.group.roomy.pop(node, None)
         self._break_promises(node)
         self.engine.at(self.engine.now + node.group.starts.notice.seconds, self._taken, node)

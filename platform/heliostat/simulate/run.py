@@ -15,11 +15,10 @@ from heliostat.errors import UsageError
 from heliostat.plan.policy.traces import Trace
 from heliostat.serve.desired import DesiredApp
 from heliostat.simulate.apps import App
-from heliostat.simulate.curves import Curves
 from heliostat.simulate.engine import Engine
 from heliostat.simulate.flows import FlowApp
 from heliostat.simulate.jobs import Jobs, JobTerms
-from heliostat.simulate.measured import AppWork, Measured, check_names
+from heliostat.simulate.measured import Measured, check_names
 from heliostat.simulate.nodes import Group, Nodes
 from heliostat.simulate.prices import node_prices, spot_shares
 from heliostat.simulate.requests import RequestApp
@@ -110,7 +109,6 @@ def _apps(
     nodes: Nodes,
     randoms: Sequence[np.random.Generator],
 ) -> list[App]:
-    curves: dict[tuple[AppWork, float], Curves] = {}
     starts = {name: scenario.measured.starts_of(name) for name in definition.groups}
     apps: list[App] = []
     minutes = max(1, round(scenario.days * 1440))
@@ -118,17 +116,9 @@ def _apps(
         desired = DesiredApp(name=name, spec=spec, package="", groups=definition.serving_groups(spec))
         work = scenario.measured.work_of(name)
         traffic = scenario.traffic.get(name, Traffic(np.zeros(minutes, dtype=np.int64)))
-        if scenario.level == "requests":
-            app = RequestApp(engine, nodes, desired, work, starts)
-            app.begin(traffic, random)
-            apps.append(app)
-            continue
-        flow = FlowApp(engine, nodes, desired, work, starts)
-        alike = (work.model_copy(update={"requests_per_second": None}), spec.max_queue.seconds)
-        if alike not in curves:
-            curves[alike] = Curves(work, max_queue_s=spec.max_queue.seconds, seed=scenario.seed)
-        flow.begin(traffic, curves[alike], random)
-        apps.append(flow)
+        app = (RequestApp if scenario.level == "requests" else FlowApp)(engine, nodes, desired, work, starts)
+        app.begin(traffic, random)
+        apps.append(app)
     return apps
 
 

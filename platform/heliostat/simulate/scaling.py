@@ -8,6 +8,7 @@ simulation; a test holds them against Ray's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,11 +103,18 @@ class Rules:
         )
         return wanted
 
-    def wanted_of_equals(self, load: ReplicaLoad, *, replicas: int) -> int:
-        """The same rule for replicas that are all alike, as a flow's are."""
-        return wanted_replicas(
-            [load] * replicas, replicas=replicas, target_s=self.target_s, low=self.low, high=self.high
+    def wanted_of_equals(self, replicas: int, *, backlog_s: float, busy: float) -> int:
+        """The same rule for replicas that are all alike, as a flow's are; both figures are of all of them together."""
+        return _wanted_of_equals(
+            round(backlog_s, 2), round(busy, 2), replicas=replicas, target_s=self.target_s, low=self.low, high=self.high
         )
+
+
+@lru_cache(maxsize=100_000)
+def _wanted_of_equals(backlog_s: float, busy: float, *, replicas: int, target_s: float, low: int, high: int) -> int:
+    """Remembered, as it is pure, and asked a million times about some thousand loads, to a hundredth of a replica."""
+    load = ReplicaLoad(backlog_s / replicas, min(1.0, busy / replicas))
+    return wanted_replicas([load] * replicas, replicas=replicas, target_s=target_s, low=low, high=high)
 
 
 def _autoscaling(desired: DesiredApp, *, awake: bool) -> dict[str, Any]:  # Any: Serve's schema

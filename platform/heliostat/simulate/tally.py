@@ -26,18 +26,17 @@ class Histogram:
         self.total += weight
         self.sum_s += weight * seconds
 
-    def add_all(self, shares: NDArray[np.float64], mean_s: float, weight: float) -> None:
-        """`weight` requests, spread as `shares` [BINS], which sum to 1."""
-        self.counts += shares * weight
-        self.total += weight
-        self.sum_s += weight * mean_s
+    def add_many(self, seconds: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+        """[n] each."""
+        logs = np.log10(np.maximum(seconds, LEAST_S) / LEAST_S) * PER_DECADE
+        bins = np.where(seconds < LEAST_S, 0, np.minimum(BINS - 1, 1 + logs.astype(np.int64)))
+        self.counts += np.bincount(bins, weights, minlength=BINS)
+        self.total += float(weights.sum())
+        self.sum_s += float(weights @ seconds)
 
     @property
     def mean_s(self) -> float | None:
         return self.sum_s / self.total if self.total else None
-
-    def shares(self) -> NDArray[np.float64]:
-        return self.counts / self.total if self.total else self.counts.copy()
 
     def quantile(self, share: float) -> float | None:
         """Within 1 %, above LEAST_S; None where nothing was counted."""

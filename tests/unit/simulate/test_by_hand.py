@@ -68,15 +68,16 @@ def test_one_request_from_zero_and_back_to_zero() -> None:
 
 
 def test_a_flow_from_zero_and_back_to_zero() -> None:
-    # The same with a minute's 60 requests: the first comes at 0; node 60, replica 80. The minute is over by then.
-    # 140 the bound falls, 142 the replica stops, 172 it is gone, 202 the node.
+    # The same with a minute's 60 requests: the first comes in its first seconds. 5 the autoscaler looks; node 65,
+    # replica 85. The minute is over by then. 145 the bound falls; 145.5 the next report; 147.5 told to stop; 177.5 the
+    # node is idle; 207.5 it is gone.
     work = {"applications": {"app": {"seconds_per_item": 0.01, "variation": 0.0, "batch_seconds": 0.0}}}
     result = run(cluster(), "flow", traffic={"app": Traffic(np.array([60]))}, measured=measured(**work))
     (app, serve) = result.apps[0], result.groups[0]
-    assert seconds_of(serve) == SECOND([60, 20, 92, 30])
+    assert seconds_of(serve) == SECOND([60, 20, 92.5, 30])
     assert (app.offered, app.answered, app.cold_starts) == SECOND((60, 60, 1))
-    # Those of the minute have waited 50 s in the mean until 80, and half of the 0.6 s that they take together.
-    assert app.wait_mean_s == SECOND(50.3, abs=0.1)
+    # Those of the minute have waited 55 s in the mean until 85, and half of the 0.6 s that they take together.
+    assert app.wait_mean_s == SECOND(55.3, abs=0.1)
 
 
 def test_held_longer_than_requests_are_held_is_given_up() -> None:

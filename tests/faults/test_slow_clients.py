@@ -21,7 +21,7 @@ from tests.faults import hostile
 from tests.faults.front import Front
 from tests.tiny_apps import serve_recipe
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 WORST_S = 3.0
 """On a machine that does other things too; alone the slowest of some hundred takes 0.2 s."""
 

@@ -256,7 +256,7 @@ def test_a_deadline_job_buys_on_demand_when_spot_is_dry_and_goes_back(platform: 
     assert state_dir is not None
     data = write_csv(tmp_path / "mine.csv", copies=30)
     terms = Terms(deadline_s=8.6 * 3600, work_s=8 * 3600, on_demand="train-on-demand", poll_s=60, speed=100)
-    arguments = ["--train", str(data), "--test", str(data), "--epochs", "45", "--workers", "1"]
+    arguments = ["--train", str(data), "--test", str(data), "--epochs", "30", "--workers", "1"]
     spec = platform.definition.jobs[JOB]
     set_capacity(state_dir, "train", 0)
     try:

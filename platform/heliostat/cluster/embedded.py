@@ -342,7 +342,7 @@ def _start_head(
     config_path = folder / "autoscaling.json"  # JSON is YAML
     config_path.write_text(json.dumps(config, indent=1))
     command = [
-        str(Path(sys.executable).parent / "ray"),
+        *(sys.executable, "-P", "-m", "heliostat.cluster.head"),
         "start",
         "--head",
         "--block",

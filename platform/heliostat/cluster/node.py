@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from heliostat.cluster.head import wait_longer
+
 
 def main(spec: dict[str, Any]) -> int:
     # Read by the raylet, which reports them to the autoscaler.
@@ -66,6 +68,7 @@ def _start(spec: dict[str, Any]) -> Any:  # Any: ray._private.node.Node
         runtime_env_dir_name=f"runtime_env-{spec['node_id']}",
         env_vars={"RAY_CLOUD_INSTANCE_ID": spec["node_id"], "RAY_NODE_TYPE_NAME": spec["group"]},
     )
+    wait_longer()
     return Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)
 
 

@@ -36,7 +36,7 @@ from heliostat.events import Spool
 log = logging.getLogger(__name__)
 
 HEAD = "head"
-NODE_START_LIMIT_S = 60.0
+NODE_START_LIMIT_S = 120.0
 
 
 class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types

@@ -70,6 +70,8 @@ def head_environment(
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
         # Workers run at nice 15 otherwise and starve beside anything else on the machine.
         "RAY_worker_niceness": "0",
+        # A node gets as long to come up as cluster/head.py gives it.
+        "RAY_agent_register_timeout_ms": "120000",
         # A frozen node is noticed after 1.6 s instead of 62.
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_timeout_ms": "1000",

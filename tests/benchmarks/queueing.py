@@ -43,6 +43,21 @@ class Seen:
     submitted_at: float
     started_at: float | None = None
     ended_at: float | None = None
+    away: list[list[float]] = field(default_factory=list)
+    """[from, to] while it had given its nodes back, asked to."""
+
+    def holds(self, at: float, now: float) -> bool:
+        return (
+            self.started_at is not None
+            and self.started_at <= at < (self.ended_at or now)
+            and not any(begin <= at < end for begin, end in self.away)
+        )
+
+    def held_s(self, now: float) -> float:
+        if self.started_at is None:
+            return 0.0
+        end = self.ended_at or now
+        return end - self.started_at - sum(min(end, back) - min(end, left) for left, back in self.away)
 
 
 @dataclass
@@ -90,8 +105,7 @@ def summary(jobs: Sequence[Seen], seconds: float, now: float) -> dict[str, Any]:
     """Shares, waits and gangs of one run. `now` is its end, on the jobs' clock."""
     used: dict[str, float] = defaultdict(float)
     for job in jobs:
-        if job.started_at is not None:
-            used[job.team] += job.nodes * ((job.ended_at or now) - job.started_at)
+        used[job.team] += job.nodes * job.held_s(now)
     total = sum(used.values())
     gangs = [job for job in jobs if job.nodes == NODES]
     waits = {
@@ -145,6 +159,14 @@ def real(minutes: float, folder: Path) -> dict[str, Any]:
             for event in seen(platform, "job_admitted"):
                 if event.fields["job"] in jobs:
                     jobs[event.fields["job"]].started_at = event.time_s
+            for event in seen(platform, "job_asked_to_leave"):
+                away = jobs[event.fields["job"]].away if event.fields["job"] in jobs else []
+                if event.time_s not in [left for left, _ in away]:
+                    away.append([event.time_s, float("inf")])
+            for event in seen(platform, "job_returns"):
+                for span in jobs[event.fields["job"]].away if event.fields["job"] in jobs else []:
+                    if span[0] < event.time_s:
+                        span[1] = min(span[1], event.time_s)
             for row in platform.jobs.list():
                 if row.job_id in jobs and row.ended_at is not None:
                     jobs[row.job_id].ended_at = row.ended_at
@@ -171,13 +193,12 @@ def real(minutes: float, folder: Path) -> dict[str, Any]:
 
 
 def most_at_once(jobs: Sequence[Seen], now: float) -> int:
-    """Nodes of the jobs that were admitted and had not ended, at the worst moment: more than there are would mean that
+    """Nodes of the jobs that were admitted and had neither ended nor been sent away, at the worst moment: more than there are would mean that
     one held a part and waited for the rest."""
-    begun = [job for job in jobs if job.started_at is not None]
     return max(
         (
-            sum(j.nodes for j in begun if (j.started_at or 0) <= at < (j.ended_at or now))
-            for at in (job.started_at or 0 for job in begun)
+            sum(job.nodes for job in jobs if job.holds(at, now))
+            for at in [job.started_at for job in jobs if job.started_at is not None]
         ),
         default=0,
     )

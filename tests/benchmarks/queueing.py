@@ -193,8 +193,10 @@ def real(minutes: float, folder: Path) -> dict[str, Any]:
 
 
 def most_at_once(jobs: Sequence[Seen], now: float) -> int:
-    """Nodes of the jobs that were admitted and had neither ended nor been sent away, at the worst moment: more than there are would mean that
-    one held a part and waited for the rest."""
+    """Nodes of the jobs that were admitted and had neither ended nor been sent away, at the worst moment.
+
+    More than there are would mean that one held a part and waited for the rest.
+    """
     return max(
         (
             sum(job.nodes for job in jobs if job.holds(at, now))

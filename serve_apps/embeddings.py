@@ -18,7 +18,6 @@ from heliostat.serve.recipe import EmbeddingModel
 class EmbeddingsApp(EmbeddingModel):
     def __init__(self, encoder: PackedEncoder, tokenizer: Tokenizer) -> None:
         self._encoder, self._tokenizer = encoder, tokenizer
-        self._device = next(encoder.parameters()).device
 
     @classmethod
     def load(cls, files: Mapping[str, bytes], device: torch.device) -> EmbeddingsApp:
@@ -38,7 +37,7 @@ class EmbeddingsApp(EmbeddingModel):
     def vectors(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
         """[S, hidden] float32, each of length 1."""
         flat, lengths = pack(batch)
-        return functional.normalize(self._encoder(flat.to(self._device), lengths).float(), dim=-1)
+        return functional.normalize(self._encoder(flat, lengths).float(), dim=-1)
 
     def narrow(self, dtype: torch.dtype) -> None:
         self._encoder.to(dtype)

@@ -26,7 +26,6 @@ class Intent:
 class IntentClassifierApp(TextModel[Intent]):
     def __init__(self, model: IntentClassifier, tokenizer: Tokenizer, labels: list[str]) -> None:
         self._model, self._tokenizer, self._labels = model, tokenizer, labels
-        self._device = next(model.parameters()).device
 
     @classmethod
     def load(cls, files: Mapping[str, bytes], device: torch.device) -> IntentClassifierApp:
@@ -47,7 +46,7 @@ class IntentClassifierApp(TextModel[Intent]):
     def vectors(self, batch: Sequence[Sequence[int]]) -> torch.Tensor:
         """[S, C] logits."""
         flat, lengths = pack(batch)
-        logits: torch.Tensor = self._model(flat.to(self._device), lengths)
+        logits: torch.Tensor = self._model(flat, lengths)
         return logits
 
     def narrow(self, dtype: torch.dtype) -> None:

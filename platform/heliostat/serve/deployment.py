@@ -28,7 +28,7 @@ from heliostat.clock import process_began_at
 from heliostat.cluster.fence import keep_replica_on_loopback
 from heliostat.errors import HeliostatError, StoreError
 from heliostat.events import Event, Spool
-from heliostat.inference.device import pick_device
+from heliostat.inference.device import pick_device, token_budget
 from heliostat.promote.records import read_release
 from heliostat.promote.release import Trial, trial
 from heliostat.promote.tally import Tally
@@ -70,7 +70,6 @@ class AppArguments(BaseModel):
     recipe: str  # module:Class
     model: str  # name@alias
     max_queue_s: float
-    token_budget: int = 512
     dtype: DType = "fp32"
     keys: tuple[str, ...] = ()  # names of API keys, never keys
     signed_by: tuple[str, ...] = ()  # public keys
@@ -181,7 +180,7 @@ class ModelDeployment:
             remove_report(self._store, self._arguments.app, _replica_id())
 
     def _make_api(self, loaded: Loaded[Recipe]) -> Api:
-        return make_api(loaded, app=self._arguments.app, budget_tokens=self._arguments.token_budget)
+        return make_api(loaded, app=self._arguments.app, budget_tokens=token_budget(pick_device()))
 
     def _load_first(self, phases: Phases) -> tuple[Artifact, Loaded[Recipe]]:
         """The version in production; where it cannot be loaded and is not proven yet, the one before it."""

@@ -147,14 +147,21 @@ def _bursty_case(hours: float) -> Case:
 
 
 def _overload_case(hours: float) -> Case:
-    """More than the largest number of replicas can do, for a third of the time."""
+    """More than the largest number of replicas can do, for a third of the time: requests of a tenth of a second, whose
+    queue `max_queue` bounds, and of a fiftieth, whose queue is cut as soon as it stands."""
 
     def traffic(seed: int) -> dict[str, Traffic]:
         random, minutes = np.random.default_rng(seed), np.arange(round(hours * 60))
-        return {"full": Traffic(random.poisson(np.where(minutes % 15 < 5, 40.0, 20.0) * 60))}
+        full = np.where(minutes % 15 < 5, 40.0, 20.0) * 60
+        short = np.where(minutes % 15 >= 10, 140.0, 60.0) * 60
+        return {"full": Traffic(random.poisson(full)), "short": Traffic(random.poisson(short))}
 
-    works = {"full": {"seconds_per_item": 0.1, "variation": 1.0, "batch_seconds": 0.2}}
-    return Case(_small({"full": _app("serve", "1..3", "5m")}), _works(works), hours, traffic)
+    works = {
+        "full": {"seconds_per_item": 0.1, "variation": 1.0, "batch_seconds": 0.2},
+        "short": {"seconds_per_item": 0.02, "variation": 0.5, "batch_seconds": 0.1},
+    }
+    applications = {"full": _app("serve", "1..3", "5m"), "short": _app("serve", "1..2", "5m")}
+    return Case(_small(applications), _works(works), hours, traffic)
 
 
 def _small(applications: dict[str, Any]) -> ClusterDefinition:
@@ -222,7 +229,7 @@ def figures(result: Result) -> dict[str, float]:
 
 
 def agree(seed: int, quick: bool) -> dict[str, Any]:
-    runs = 3 if quick else 5
+    runs = 3 if quick else 8
     found: dict[str, Any] = {}
     for name, case in cases(quick).items():
         cpu = {}
@@ -325,7 +332,9 @@ def month(seed: int, quick: bool) -> dict[str, Any]:
         "drawing_s": round(drawn_s, 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "events": result.events,
-        "queue_decisions": result.decisions,
+        "scaling_calls": result.scaling_calls,
+        "queue_calls": result.queue_calls,
+        "deadline_calls": result.deadline_calls,
         "requests": sum(round(app.offered) for app in result.apps),
         "answered": round(sum(app.answered for app in result.apps) / sum(app.offered for app in result.apps), 5),
         "app_minutes": round(days * 1440 * len(result.apps)),

@@ -48,6 +48,7 @@ class Seat:
     def lost(self, node: Node) -> None:
         self.app.staying -= self.stays
         was, self.state = self.state, GONE
+        self.app.coming -= was == LOADING
         self.app.seats.pop(self, None)
         node.holders.pop(self)
         if was == READY:
@@ -75,6 +76,8 @@ class App:
         self.seats: dict[Seat, None] = {}
         self.staying = 0
         """Of the seats, those that do not leave."""
+        self.coming = 0
+        """Of the seats, those that do not answer yet."""
         self.target = 0
         self.ready = 0
         self.ready_seconds = 0.0
@@ -120,19 +123,29 @@ class App:
         """Start what is missing of the target, stop what is beyond it. What is doomed does not count."""
         for _ in range(self.target - self.staying):
             self._start()
-        if self.staying > self.target:
-            order = {WANTED: 0, LOADING: 1, READY: 2}
-            youngest = [seat for seat in reversed(self.seats) if seat.stays]
-            youngest.sort(key=lambda seat: order[seat.state])
-            for seat in youngest[: self.staying - self.target]:
+        beyond = self.staying - self.target
+        if beyond > 0:
+            for seat in self._youngest(beyond):
                 self._stop(seat)
         if self.target == 0:
             for seat in [seat for seat in self.seats if seat.doomed and seat.state != DRAINING]:
                 self._stop(seat)
 
+    def _youngest(self, many: int) -> list[Seat]:
+        """Of those that stay: those that wait for a node first, then those that load."""
+        found: list[Seat] = []
+        for state in (WANTED, LOADING, READY) if self.coming else (READY,):
+            for seat in reversed(self.seats):
+                if len(found) == many:
+                    return found
+                if seat.state == state and not seat.doomed:
+                    found.append(seat)
+        return found
+
     def _start(self) -> None:
         self.starts += 1
         self.staying += 1
+        self.coming += 1
         seat = Seat(self)
         self.seats[seat] = None
         seat.want = Want(seat, self.spec.gpus_per_replica, self.groups, lambda node: self._placed(seat, node))
@@ -147,12 +160,14 @@ class App:
             return
         self.nodes.works(seat.node, seat)
         seat.state = READY
+        self.coming -= 1
         self.settle_ready(+1)
         seat.inside = self.opened(seat)
 
     def _stop(self, seat: Seat) -> None:
         self.staying -= seat.stays
         was, seat.state = seat.state, DRAINING
+        self.coming -= was in (WANTED, LOADING)
         if was == READY and seat.node is not None:
             self.settle_ready(-1)
             self.engine.at(self.engine.now + self._starts[seat.node.group.name].drain.seconds, self._drained, seat)

@@ -168,6 +168,7 @@ class FlowApp(App):
         self._held: list[tuple[float, float]] = []
         """(when they came, how many), while no replica runs."""
         self._seen: dict[Curves, list[float]] = {}
+        self._ticks = False
         self._begin_steps()
         self._begin_calm()
         self._next_minute()
@@ -278,6 +279,7 @@ class FlowApp(App):
         self._higher: list[float] = []
         """Of the other replicas: of those that were there before the last one came."""
         self._refused_of_report = self._busy_of_report = self._offered_of_report = 0.0
+        self._reported_at, self._offered_before = self.engine.now, 0.0
         self._overload = False
         self._window: deque[tuple[float, float]] = deque(maxlen=max(1, round(WINDOW_S / self.rules.report_s)))
         """Of the last reports' times: (model time, requests refused)."""
@@ -285,7 +287,6 @@ class FlowApp(App):
             maxlen=max(1, round(self.rules.look_back_s / self.rules.report_s))
         )
         """(backlog_s, busy) of all replicas together."""
-        self._ticks = False
 
     @property
     def _equal(self) -> int:
@@ -295,7 +296,8 @@ class FlowApp(App):
     def _run_to(self, since: float, now: float) -> None:
         if self._arrivals is None:
             span = (self._minute + 1) * MINUTE_S - since
-            steps = max(1, round(span / step_of(self.work)))
+            # Where so much comes and it is not calm, what waits is longer than a step.
+            steps = max(1, round(span / (step_of(self.work) if self._offered < CALM_FROM else MOST_STEP_S)))
             self._arrivals = draw_arrivals(self._left, steps, self.work, self._random)
             self._drawn_at, self._step_s, self._step = since, span / steps, 0
         first, last = self._step, min(len(self._arrivals.counts), round((now - self._drawn_at) / self._step_s))
@@ -305,14 +307,18 @@ class FlowApp(App):
         requests = self._arrivals.requests[last] - self._arrivals.requests[first]
         self._left = max(0.0, self._left - requests)
         self.tally.offered += requests
-        self._offered_of_report += self._arrivals.work_s[last] - self._arrivals.work_s[first]
-        refused = 0.0
+        refused, work_s = 0.0, self._arrivals.work_s
         while first < last:
-            # Whether the others have more yet is looked at after each step.
-            until = first + 1 if self._higher else last
+            # Whether the others have more yet, or too much waits, is looked at after each step.
+            pool_s = POOL * self.work.seconds_per_item
+            near = not self._overload and self._level > pool_s / 2 and pool_s < self.spec.max_queue.seconds
+            until = first + 1 if self._higher or near else last
             refused += self._run(self._arrivals, first, until)
+            self._offered_of_report += work_s[until] - work_s[first]
             if self._higher:
                 self._lower((until - first) * self._step_s)
+            if near and self._level > pool_s:
+                self._look_for_overload(self._drawn_at + until * self._step_s)
             first = until
         self.tally.refused += refused
         self._refused_of_report += refused
@@ -402,7 +408,8 @@ class FlowApp(App):
 
     def _report(self) -> None:
         self._window.append((self._busy_of_report, self._refused_of_report))
-        self._look_for_overload()
+        self._look_for_overload(self.engine.now)
+        self._reported_at, self._offered_before = self.engine.now, self._offered_of_report
         self._refused_of_report = self._busy_of_report = self._offered_of_report = 0.0
         curves = self._curves()
         queued_s = curves.queued_s[curves.index(self._level)] * self._equal + math.fsum(self._higher)
@@ -410,10 +417,12 @@ class FlowApp(App):
         busy = math.fsum(busy for busy, _ in self._window) / WINDOW_S
         self._reports.append((queued_s + sent_away_s, min(busy, float(self.ready))))
 
-    def _look_for_overload(self) -> None:
-        """As `serve.admission` does, of all replicas together: reports are as far apart as its window is long."""
-        offered = self._offered_of_report / (self._equal * self.rules.report_s)
-        if offered <= EXCESS:
+    def _look_for_overload(self, at: float) -> None:
+        """As `serve.admission` does, of all replicas together: its window is as long as reports are apart."""
+        period_s = self.rules.report_s
+        part = min(1.0, (at - self._reported_at) / period_s)
+        came_s = self._offered_of_report + (1 - part) * self._offered_before
+        if came_s <= EXCESS * self._equal * period_s:
             self._overload = False
         elif self._level > POOL * self.work.seconds_per_item:
             self._overload = True
@@ -468,11 +477,12 @@ class FlowApp(App):
 
     def _settled_at(self, replicas: int, load: float) -> Settled:
         """For a load to the nearest hundredth, and replicas to the nearest eighth of an octave."""
-        key = round(8 * math.log2(replicas)), min(round(100 * load), round(100 * CALM_LOAD))
+        key = replicas, round(100 * load)
         found = self._settled.get(key)
         if found is None:
+            alike, percent = round(2 ** (round(8 * math.log2(replicas)) / 8)), min(key[1], round(100 * CALM_LOAD))
             work, max_queue_s = self._measurements.work, self._measurements.max_queue_s
-            found = self._settled[key] = settle(work, round(2 ** (key[0] / 8)), key[1], max_queue_s)
+            found = self._settled[key] = settle(work, alike, percent, max_queue_s)
         return found
 
     def _count_calm(self, since: float, span: float) -> None:
@@ -556,6 +566,7 @@ class FlowApp(App):
             self._begin_steps()
             return
         if self._equal == 0:
+            self._higher.sort()
             self._level = self._higher.pop(0)
         part = self.ready / (self.ready + 1)
         self._window = deque(((busy * part, refused) for busy, refused in self._window), self._window.maxlen)

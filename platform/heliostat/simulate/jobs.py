@@ -183,7 +183,7 @@ class Jobs:
         self._usage: dict[str, float] = {}
         self._charged_at = 0.0
         self._looks_at = math.inf
-        self.decisions = 0
+        self.queue_calls = self.deadline_calls = 0
         self._groups = {one.group for one in terms} | {one.fallback for one in terms if one.fallback}
         nodes.watchers.append(self._changed)
         for job in self.all:
@@ -242,7 +242,7 @@ class Jobs:
         self._charge()
         if not self._waiting:
             return
-        self.decisions += 1
+        self.queue_calls += 1
         decision = share.decide(
             [_runs(job).request for job in self._waiting],
             [_runs(job) for job in self._running],
@@ -391,6 +391,7 @@ class Jobs:
             job.memory = job.policy.learn(job.memory, Spell(job.spell_up, now - job.spell_began))
             job.spell_up, job.spell_began = up, now
         at = Market.NONE if reclaimed else self._market(job)
+        self.deadline_calls += 1
         wanted = job.policy.decide(
             Observation(
                 elapsed_s=now - terms.submitted_s,

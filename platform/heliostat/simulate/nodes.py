@@ -134,6 +134,7 @@ class Nodes:
         self.watchers: list[Callable[[], None]] = []
         """Called when there is more or less spot."""
         self._looks = False
+        self._ordered: dict[tuple[str, ...], list[str]] = {}
         for group in groups:
             for _ in range(min(group.spec.nodes.low, group.may_have(0.0))):
                 self.start(group)
@@ -194,9 +195,12 @@ class Nodes:
     def _place(self, want: Want) -> bool:
         """On the node with the least room that is enough, as whoever packs does."""
         for name in self._by_priority(want.groups):
-            fits = [node for node in self.groups[name].roomy if node.free + ROOM >= want.gpus]
-            if fits:
-                self._give(want, min(fits, key=lambda node: node.free))
+            best: Node | None = None
+            for node in self.groups[name].roomy:
+                if node.free + ROOM >= want.gpus and (best is None or node.free < best.free):
+                    best = node
+            if best is not None:
+                self._give(want, best)
                 return True
         return False
 
@@ -205,8 +209,10 @@ class Nodes:
         self.hold(node, want.holder, want.gpus)
         want.take(node)
 
-    def _by_priority(self, names: Sequence[str]) -> list[str]:
-        return sorted(names, key=lambda name: -self.groups[name].spec.priority)
+    def _by_priority(self, names: tuple[str, ...]) -> list[str]:
+        if names not in self._ordered:
+            self._ordered[names] = sorted(names, key=lambda name: -self.groups[name].spec.priority)
+        return self._ordered[names]
 
     # --- the autoscaler
 

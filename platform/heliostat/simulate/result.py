@@ -100,8 +100,10 @@ class Result:
     usd: float
     """Of the groups that have a price."""
     events: int
-    decisions: int
-    """Of the jobs' queue."""
+    scaling_calls: int
+    """How often each policy was asked."""
+    queue_calls: int
+    deadline_calls: int
     points: tuple[Point, ...]
     wall_s: float
     peak_mib: float
@@ -138,7 +140,9 @@ def make_result(
         jobs=_jobs(jobs, days * 86400),
         usd=sum(group.usd or 0.0 for group in found),
         events=events,
-        decisions=jobs.decisions,
+        scaling_calls=sum(app.rules.calls for app in apps),
+        queue_calls=jobs.queue_calls,
+        deadline_calls=jobs.deadline_calls,
         points=tuple(points),
         wall_s=wall_s,
         peak_mib=peak_mib,

@@ -59,6 +59,8 @@ class Rules:
     def __init__(self, desired: DesiredApp) -> None:
         self.desired = desired
         self.awake = False
+        self.calls = 0
+        """Of the policy."""
         awake, asleep = (_autoscaling(desired, awake=awake) for awake in (True, False))
         self._low = {True: awake["min_replicas"], False: asleep["min_replicas"]}
         self.high: int = awake["max_replicas"]
@@ -90,6 +92,7 @@ class Rules:
 
     def wanted(self, loads: dict[Any, tuple[float, float]], *, replicas: int) -> int:
         """By the policy as Serve calls it; `loads`: (backlog_s, busy) by replica."""
+        self.calls += 1
         wanted, _ = self._policy(
             SimpleNamespace(
                 aggregated_metrics={
@@ -105,6 +108,7 @@ class Rules:
 
     def wanted_of_equals(self, replicas: int, *, backlog_s: float, busy: float) -> int:
         """The same rule for replicas that are all alike, as a flow's are; both figures are of all of them together."""
+        self.calls += 1
         return _wanted_of_equals(
             round(backlog_s, 2), round(busy, 2), replicas=replicas, target_s=self.target_s, low=self.low, high=self.high
         )

@@ -23,6 +23,7 @@ from heliostat.simulate.traffic import Traffic
 WORK = AppWork(seconds_per_item=0.1, variation=1.0, batch_seconds=0.0)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 500), st.integers(1, 300), st.sampled_from([0.0, 0.5, 2.0]), st.integers(0, 9))
 def test_what_is_drawn_of_a_stretch_is_as_many_as_come(
     requests: float, steps: int, variation: float, seed: int
@@ -107,6 +108,7 @@ def test_replicas_that_come_have_empty_queues_and_the_others_do_not() -> None:
     assert flow.wait_mean_s == pytest.approx(exact.wait_mean_s, rel=0.1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.floats(0, 30), st.floats(0, 12))
 def test_equal_replicas_are_asked_for_as_the_policy_of_production_does(
     replicas: int, backlog: float, busy: float

@@ -160,6 +160,8 @@ class FlowApp(App):
         self._minute = -1
         self.rate = 0.0
         """Requests/s of this minute."""
+        self._offered = 0.0
+        """Replicas' worth of work that they are."""
         self._left = 0.0
         """Requests of this minute that have not come yet."""
         self._since = 0.0
@@ -186,6 +188,7 @@ class FlowApp(App):
         self._minute += 1
         count = self._per_minute[self._minute] if self._minute < len(self._per_minute) else 0
         self._left, self.rate = float(count), count / MINUTE_S
+        self._offered = self.rate * self.work.seconds_per_item
         if self.rate and self.ready:
             self.answered()
         elif count:
@@ -439,13 +442,10 @@ class FlowApp(App):
     def _begin_calm(self) -> None:
         self._calm = False
         self._asks = 0
+        self._scatter = noise_of_busy(1.0, self.work.seconds_per_item, self.work.variation, NOISE_WINDOW_S)
+        """For one replica's worth of work; it grows as the root of that."""
         self._settled: dict[tuple[int, int], Settled] = {}
         self._answered: dict[Settled, float] = {}
-
-    @property
-    def _offered(self) -> float:
-        """Replicas' worth of work."""
-        return self.rate * self.work.seconds_per_item
 
     def _turn(self) -> None:
         """Something has changed: is it calm now, and what does the policy say?"""
@@ -518,8 +518,7 @@ class FlowApp(App):
         """By `plan.policy.scale`."""
         settled = self._settled_at(self.ready, self._offered / self.ready)
         self._last_calm = settled, self._offered * settled.cost
-        deviation = noise_of_busy(self._offered, self.work.seconds_per_item, self.work.variation, NOISE_WINDOW_S)
-        busy = self._last_calm[1] + NOISE * deviation
+        busy = self._last_calm[1] + NOISE * self._scatter * math.sqrt(self._offered)
         return self.rules.wanted_of_equals(self.ready, backlog_s=settled.queued_s * self.ready, busy=busy)
 
     # --- replicas

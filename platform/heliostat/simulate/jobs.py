@@ -94,6 +94,8 @@ class Job:
     """Held, by nodes that it has given back or lost."""
     spent_s: float = 0.0
     """As the deadline policies count it: seconds of the whole gang, at the market's share of the on-demand price."""
+    leaving: bool = False
+    """Asked to leave at its next checkpoint."""
     runs: share.Running | None = None
     """Its request and when it was made, as the queue takes them."""
     policy: Any = None
@@ -281,7 +283,23 @@ class Jobs:
         job.ask_node()
 
     def _leave(self, job: Job) -> None:
-        """At once: it saves, and waits again."""
+        """At its next checkpoint, as in production: a gang that does not step yet has that before it. If it left at
+        once, a job that is first in the queue again could start and be asked to leave every second."""
+        job.leaving, job.runs = True, None
+        if job.state == "stepping":
+            self._leave_soon(job)
+
+    def _leave_soon(self, job: Job) -> None:
+        job.settle()
+        after_s = job.terms.stall_s
+        if math.isfinite(job.interval_s):
+            after_s += max(0.0, job.interval_s - (job.done_s - job.saved_s)) / job.pace
+        self.engine.at(self.engine.now + after_s, self._left, job, job.generation)
+
+    def _left(self, job: Job, generation: int) -> None:
+        """It has saved, and waits again."""
+        if generation != job.generation or job.state != "stepping":
+            return
         job.settle()
         job.saved_s = job.done_s
         self._stop(job)
@@ -293,6 +311,7 @@ class Jobs:
         job.settle()
         job.generation += 1
         job.state = "waiting"
+        job.leaving = False
         self._running.pop(job, None)
         self._waiting.pop(job, None)
         for want in job.wants:
@@ -324,6 +343,8 @@ class Jobs:
         job.loading.clear()
         left_s = (job.terms.work_s - job.done_s) / job.pace
         self.engine.at(now + left_s, self._finish, job, job.generation)
+        if job.leaving:
+            self._leave_soon(job)
 
     def _interval_s(self, job: Job) -> float:
         group = self.nodes.groups[job.group]
@@ -427,7 +448,7 @@ class Jobs:
 def _runs(job: Job) -> share.Running:
     """Made once for each time that it queues: the queue is asked tens of thousands of times."""
     if job.runs is None:
-        job.runs = share.Running(_request(job), job.asked_at)
+        job.runs = share.Running(_request(job), job.asked_at, job.leaving)
     return job.runs
 
 

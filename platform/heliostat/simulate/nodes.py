@@ -131,6 +131,8 @@ class Nodes:
         self.engine, self._period_s, self._random = engine, period_s, random
         self.groups = {group.name: group for group in groups}
         self.wants: dict[Want, None] = {}
+        self._wants_of: dict[str, dict[Want, None]] = {group.name: {} for group in groups}
+        """The same by group."""
         self.watchers: list[Callable[[], None]] = []
         """Called when there is more or less spot."""
         self._looks = False
@@ -145,12 +147,19 @@ class Nodes:
 
     def want(self, want: Want) -> None:
         if not self._place(want):
-            self.wants[want] = None
-            self._look_soon()
+            self._wait(want)
+
+    def _wait(self, want: Want) -> None:
+        self.wants[want] = None
+        for name in want.groups:
+            self._wants_of[name][want] = None
+        self._look_soon()
 
     def drop(self, want: Want) -> None:
         """It is not wanted any more."""
         self.wants.pop(want, None)
+        for name in want.groups:
+            self._wants_of[name].pop(want, None)
         if want.node is not None:
             want.node.promised -= want.gpus
             want.node = None
@@ -185,11 +194,13 @@ class Nodes:
             return
         if node.free > ROOM:
             node.group.roomy[node] = None
-        mine = [want for want in self.wants if want.node is node]
-        for want in mine + [want for want in self.wants if want.node is not node]:
+        wants = self._wants_of[node.group.name]
+        if not wants:
+            return
+        for want in [want for want in wants if want.node is node] + [want for want in wants if want.node is not node]:
             if node.free <= ROOM:
                 break
-            if node.group.name in want.groups and want.gpus <= node.free + ROOM:
+            if want.gpus <= node.free + ROOM:
                 self._give(want, node)
 
     def _place(self, want: Want) -> bool:
@@ -330,8 +341,7 @@ class Nodes:
         """Whoever waits for it waits for another one."""
         for want in [want for want in self.wants if want.node is node]:
             self.drop(want)
-            self.wants[want] = None
-            self._look_soon()
+            self._wait(want)
 
     def _taken(self, node: Node) -> None:
         if node.ended_at is None:

@@ -21,6 +21,8 @@ from heliostat.serve.scaling import BACKLOG, BUSY, QueueDelayPolicy
 
 CONTROLLER_S = Serving.period_s
 EPSILON_S = 1e-6
+MANY = 32
+"""Replicas from which loads are told apart by a tenth of a replica, below by a hundredth."""
 
 
 @dataclass
@@ -109,14 +111,14 @@ class Rules:
     def wanted_of_equals(self, replicas: int, *, backlog_s: float, busy: float) -> int:
         """The same rule for replicas that are all alike, as a flow's are; both figures are of all of them together."""
         self.calls += 1
-        return _wanted_of_equals(
-            round(backlog_s, 2), round(busy, 2), replicas=replicas, target_s=self.target_s, low=self.low, high=self.high
-        )
+        digits = 2 if replicas < MANY else 1
+        backlog_s, busy = round(backlog_s, digits), round(busy, digits)
+        return _wanted_of_equals(backlog_s, busy, replicas, self.target_s, self.low, self.high)
 
 
-@lru_cache(maxsize=100_000)
-def _wanted_of_equals(backlog_s: float, busy: float, *, replicas: int, target_s: float, low: int, high: int) -> int:
-    """Remembered, as it is pure, and asked a million times about some thousand loads, to a hundredth of a replica."""
+@lru_cache(maxsize=200_000)
+def _wanted_of_equals(backlog_s: float, busy: float, replicas: int, target_s: float, low: int, high: int) -> int:
+    """Remembered, as it is pure, and asked a million times about some thousand loads."""
     load = ReplicaLoad(backlog_s / replicas, min(1.0, busy / replicas))
     return wanted_replicas([load] * replicas, replicas=replicas, target_s=target_s, low=low, high=high)
 

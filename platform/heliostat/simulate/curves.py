@@ -188,7 +188,7 @@ def _curves(met: Floats, waits: Floats, latencies: Floats, work: AppWork, max_qu
 
     def line(column: int) -> Floats:
         """Where there is little work, at least one replica does it: nothing is drawn towards an empty one."""
-        return np.interp(levels, some[:, 0], some[:, column])
+        return np.asarray(np.interp(levels, some[:, 0], some[:, column]))
 
     speed, running = line(1), line(2)
     queued = line(3) + beyond

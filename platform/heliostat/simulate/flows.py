@@ -184,7 +184,8 @@ class FlowApp(App):
     def _next_minute(self) -> None:
         """To the next minute; a run of minutes without requests is one step."""
         self._settle()
-        self._arrivals = None
+        self._arrivals: Arrivals | None = None
+        """Of what is left of this minute, from `_drawn_at`."""
         self._minute += 1
         count = self._per_minute[self._minute] if self._minute < len(self._per_minute) else 0
         self._left, self.rate = float(count), count / MINUTE_S
@@ -273,8 +274,7 @@ class FlowApp(App):
     # --- step by step
 
     def _begin_steps(self) -> None:
-        self._arrivals: Arrivals | None = None
-        """Of what is left of this minute, from `_drawn_at`."""
+        self._arrivals = None
         self._drawn_at = self._step_s = 0.0
         self._step = 0
         self._level = 0.0
@@ -575,8 +575,8 @@ class FlowApp(App):
         self._settle()
         super().settle_ready(0)
         for settled, answered in self._answered.items():
-            seen = np.array(self._seen_at(settled.curves)) + np.array(settled.shares) * answered
-            self._seen[settled.curves] = seen.tolist()
+            added = np.array(self._seen_at(settled.curves)) + np.array(settled.shares) * answered
+            self._seen[settled.curves] = added.tolist()
         for curves, seen in self._seen.items():
             curves.tell(seen, self.tally)
         self._give_up_old()

@@ -66,7 +66,7 @@ def on_a_laptop(definition: ClusterDefinition) -> dict[str, Any]:
             {},
             cluster_id="id",
             token_path=here,
-            settings_path=here,
+            settings_path=Path("/home/clusters/name/settings.json"),
             state_dir=here,
             temp_dir=here,
             ports=_PORTS,

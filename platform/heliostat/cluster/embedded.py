@@ -204,7 +204,7 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
     _wait_for_head(head, settings, folder)
     progress("starting the controller")
     _start_module("heliostat.serve.hold", "hold", record, folder, env)
-    _start_module("heliostat.controller", "controller", record, folder, env)
+    _start_module("heliostat.controller", "controller", record, folder, env | ray_env.alert_targets(os.environ))
     return settings
 
 
@@ -220,7 +220,8 @@ def _revive(
     for module, name in (("heliostat.serve.hold", "hold"), ("heliostat.controller", "controller")):
         if not any(module in command for command in commands):
             progress(f"starting the {name} again")
-            _start_module(module, name, record, folder, env)
+            targets = ray_env.alert_targets(os.environ) if name == "controller" else {}
+            _start_module(module, name, record, folder, env | targets)
     progress("already up")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from heliostat.cluster.haproxy import BUFFER_BYTES
@@ -100,6 +101,15 @@ def head_environment(
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports["serve_http_min"]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports["serve_http_min"] + 999),
     }
+
+
+ALERT_WEBHOOK = "HELIOSTAT_ALERT_WEBHOOK"
+ALERTMANAGER = "HELIOSTAT_ALERTMANAGER"
+
+
+def alert_targets(base: Mapping[str, str]) -> dict[str, str]:
+    """For the controller alone, which is who tells: their addresses are secrets, and jobs see their environment."""
+    return {name: base[name] for name in (ALERT_WEBHOOK, ALERTMANAGER) if base.get(name)}
 
 
 def train_environment() -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from heliostat.cluster.ray_env import ALERT_WEBHOOK, ALERTMANAGER
 from heliostat.errors import ObjectMissing, StoreError
 from heliostat.store import Store
 
@@ -108,9 +109,9 @@ def targets(env: Mapping[str, str] | None = None) -> list[Target]:
     """Those that the environment names."""
     env = os.environ if env is None else env
     found: list[Target] = []
-    if url := env.get("HELIOSTAT_ALERT_WEBHOOK"):
+    if url := env.get(ALERT_WEBHOOK):
         found.append(Webhook(url))
-    if url := env.get("HELIOSTAT_ALERTMANAGER"):
+    if url := env.get(ALERTMANAGER):
         found.append(Alertmanager(url))
     return found
 

@@ -120,12 +120,16 @@ class Waits:
     """A source of data that makes the training wait, and says how long."""
 
     def __init__(self):
-        self.waited_s = 0.0
+        self.waited_s = self.told_s = 0.0
 
     def next(self):
         begun = time.monotonic()
         time.sleep(%(data)f)
         self.waited_s += time.monotonic() - begun
+
+    def take_waited(self):
+        waited, self.told_s = self.waited_s - self.told_s, self.waited_s
+        return waited
 
     def state_dict(self):
         return {}

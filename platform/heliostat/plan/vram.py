@@ -473,7 +473,7 @@ def _loss_terms(shape: ModelShape, w: Training, overheads: Overheads) -> list[Te
     each = overheads.logit_bytes * LOGIT_SHARE[w.loss]
     count = shape.vocab * _in_flight(w) / w.tensor if shape.has_head and each else 0.0
     logits = count * each
-    # One GPU alone has freed the logits when the first layer runs backward. Engines that share the state need more than
+    # One GPU alone has freed the logits when the first layer runs backward. Engines that share the work need more than
     # that at their peak, in every published measurement, so there the working layer is counted beside them.
     working = _working_bytes(shape, w) * _in_flight(w) if _is_shared(w) else 0.0
     if w.pipeline > 1:
@@ -514,7 +514,7 @@ def _activation_terms(shape: ModelShape, w: Training, kept: float) -> list[Term]
 
 
 def _is_shared(w: Training) -> bool:
-    return w.shard not in ("none", "ddp") or w.tensor * w.pipeline * w.context_parallel > 1
+    return w.shard != "none" or w.tensor * w.pipeline * w.context_parallel > 1
 
 
 def _tokens(w: Training) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.faults.test_training import write_csv
 pytestmark = [
     pytest.mark.real,
     pytest.mark.timeout(700),
-    pytest.mark.skipif(not os.environ.get("FULL_SWEEP"), reason="takes five minutes: FULL_SWEEP=1 runs it"),
+    pytest.mark.slow,
 ]
 TRIALS = 8
 

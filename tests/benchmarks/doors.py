@@ -304,6 +304,8 @@ def _ask(client: httpx.Client, port: int, name: str, verb: str, path: str, kind:
     except httpx.HTTPError as error:
         return Try(port, name, shown, kind, "unreachable", type(error).__name__)
     outcome = "refused" if status in REFUSED_HTTP else "nothing there" if status in NOTHING_THERE else "open"
+    if status == 503 and name.startswith("haproxy"):
+        outcome = "nothing there"  # HAProxy's own word for a port without a server behind it
     return Try(port, name, shown, kind, outcome, str(status), _note(name, shown) if outcome == "open" else "")
 
 

@@ -239,12 +239,12 @@ def test_a_notice_costs_no_step_and_the_node_is_left_before_the_deadline(platfor
     busy = events_of(platform, job, "attempt")[-1].fields["nodes"]
     victim = next(node for node in platform.nodes() if node.ray_node_id in busy)
     noticed_at = time.time()
-    reclaim.reclaim(platform.settings, "train", notice_s=20, node_id=victim.node_id)
+    reclaim.reclaim(platform.settings, "train", notice_s=30, node_id=victim.node_id)
     platform.jobs.wait(job, limit_s=150)
     steps = steps_of(platform, job)
     assert steps == list(range(1, max(steps) + 1))  # none twice
     (left,) = events_of(platform, job, "train_left")
-    assert left.time_s < noticed_at + 20
+    assert left.time_s < noticed_at + 30
     assert len(events_of(platform, job, "train_resumed")) == 1
     assert "goodput:" in platform.jobs.logs(job.job_id)
 

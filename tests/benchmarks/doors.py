@@ -186,7 +186,10 @@ def _name(listener: Any, ports: Mapping[str, int]) -> str:
             return name
     if ports["serve_http_min"] <= listener.port < ports["serve_http_min"] + 1000:
         return "replica"
-    command = Path(f"/proc/{listener.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    try:
+        command = Path(f"/proc/{listener.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return "gone"  # since it was seen to listen
     if " mini " in command:
         flag = re.search(rf"-(\S+)={listener.port}\b", command)
         return f"store {flag[1]}" if flag else "store other"

@@ -63,7 +63,7 @@ OPEN = (
     Open("serve|hold|proxy|replica", r"(GET|HEAD) \{app\}/healthz", "health of one application"),
     Open("serve|hold|proxy|replica", r"(GET|HEAD) \{app\}/openapi\.json", "an application's interface"),
     Open("hold", r"GET /-/metrics", "counts of requests"),
-    Open("haproxy_stats", r"(GET|HEAD) .*", "counts of requests; there is no admin level on this port"),
+    Open("haproxy_stats", r"[A-Z*]+ .*", "counts of requests, whatever the verb; there is no admin level on this port"),
     Open("haproxy_metrics", r"GET /metrics", "counts of requests"),
     Open("controller_metrics|metrics|prometheus.*", r"[A-Z]+ .*", "metrics, whatever the verb"),
     Open("store", r"GET /(healthz|status)", "health"),

@@ -64,7 +64,7 @@ OPEN = (
     Open("serve|hold|proxy|replica", r"(GET|HEAD) \{app\}/openapi\.json", "an application's interface"),
     Open("hold", r"GET /-/metrics", "counts of requests"),
     Open("haproxy_stats", r"[A-Z*]+ .*", "counts of requests, whatever the verb; there is no admin level on this port"),
-    Open("haproxy_metrics", r"GET /metrics", "counts of requests"),
+    Open("haproxy_metrics", r"[A-Z*]+ /metrics", "counts of requests, whatever the verb"),
     Open("controller_metrics|metrics|prometheus.*", r"[A-Z]+ .*", "metrics, whatever the verb"),
     Open("store", r"GET /(healthz|status)", "health"),
     Open("ray::DashboardAgent", r"GET /(metrics|stats)?", "metrics of a worker node"),

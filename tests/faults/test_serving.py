@@ -22,16 +22,6 @@ pytestmark = pytest.mark.timeout(120)
 SIZES = (1024, 100 * 1024, 5 * 2**20)
 
 
-@pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    made = Front(tmp_path_factory.mktemp("f"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.end()
-
-
 def under_load(
     front: Front, path: str, body: bytes, seconds: float, faults: Callable[[], Awaitable[None]]
 ) -> list[Any]:

@@ -71,16 +71,6 @@ def attack(url: str, path: str, body: bytes, seconds: float) -> Seen:
     return seen
 
 
-@pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    made = Front(tmp_path_factory.mktemp("f"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.end()
-
-
 @pytest.fixture
 def application() -> Iterator[str]:
     served = serve_recipe("intent-classifier")

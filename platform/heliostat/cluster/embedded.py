@@ -204,7 +204,7 @@ def _start_all(definition: ClusterDefinition, record: ClusterRecord, folder: Pat
     _wait_for_head(head, settings, folder)
     progress("starting the controller")
     _start_module("heliostat.serve.hold", "hold", record, folder, env)
-    _start_module("heliostat.controller", "controller", record, folder, env | ray_env.alert_targets(os.environ))
+    _start_module("heliostat.controller", "controller", record, folder, env)
     return settings
 
 
@@ -220,8 +220,7 @@ def _revive(
     for module, name in (("heliostat.serve.hold", "hold"), ("heliostat.controller", "controller")):
         if not any(module in command for command in commands):
             progress(f"starting the {name} again")
-            targets = ray_env.alert_targets(os.environ) if name == "controller" else {}
-            _start_module(module, name, record, folder, env | targets)
+            _start_module(module, name, record, folder, env)
     progress("already up")
 
 
@@ -242,7 +241,8 @@ def _environment(definition: ClusterDefinition, record: ClusterRecord, folder: P
 
 def _start_module(module: str, name: str, record: ClusterRecord, folder: Path, env: dict[str, str]) -> None:
     """By name: what is started here stands above this file."""
-    process = _spawn([sys.executable, "-m", module], name, folder, env)
+    targets = ray_env.alert_targets(os.environ) if name == "controller" else {}
+    process = _spawn([sys.executable, "-m", module], name, folder, env | targets)
     processes.note_session(mark(record), process.pid)
 
 

@@ -22,6 +22,7 @@ from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from heliostat.cluster import processes
+from heliostat.cluster.head import REGISTER_LIMIT_S
 from heliostat.cluster.nodes import (
     NodeRecord,
     clear_refusal,
@@ -36,7 +37,7 @@ from heliostat.events import Spool
 log = logging.getLogger(__name__)
 
 HEAD = "head"
-NODE_START_LIMIT_S = 120.0
+NODE_START_LIMIT_S = REGISTER_LIMIT_S
 
 
 class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no types

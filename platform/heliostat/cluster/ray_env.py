@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from heliostat.cluster.haproxy import BUFFER_BYTES
+from heliostat.cluster.head import REGISTER_LIMIT_S
 from heliostat.cluster.processes import CLUSTER_ID
 from heliostat.definition import Tags, WasteRules
 
@@ -72,7 +73,7 @@ def head_environment(
         # Workers run at nice 15 otherwise and starve beside anything else on the machine.
         "RAY_worker_niceness": "0",
         # A node gets as long to come up as cluster/head.py gives it.
-        "RAY_agent_register_timeout_ms": "120000",
+        "RAY_agent_register_timeout_ms": str(round(REGISTER_LIMIT_S * 1000)),
         # A frozen node is noticed after 1.6 s instead of 62.
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_timeout_ms": "1000",

@@ -59,7 +59,10 @@ class Seat:
 
 
 class App:
-    """What both kinds share. Subclasses: `tally`, `begin`, `opened`, `closed`, `cut`, `finish`, `last_request_at`."""
+    """What both kinds share.
+
+    Subclasses: `tally`, `begin`, `opened`, `closed`, `cut`, `finish`, `_tick`, `last_request_at`.
+    """
 
     tally: Tally
     last_request_at = -math.inf
@@ -84,6 +87,7 @@ class App:
         self._ready_since = 0.0
         self.cold_starts = self.starts = 0
         self._checks_at = -1.0
+        self._ticks = False
 
     # --- for subclasses
 
@@ -106,6 +110,17 @@ class App:
     def finish(self) -> None:
         """The end of the simulation."""
         raise NotImplementedError
+
+    def _tick(self) -> None:
+        """Replicas report, the policy is asked. Takes `_ticks` back, and rests while nothing can change."""
+        raise NotImplementedError
+
+    def _tick_soon(self) -> None:
+        """At the policy's next period, once."""
+        if not self._ticks:
+            self._ticks = True
+            period_s = self.rules.report_s
+            self.engine.at(next_tick(self.engine.now + period_s / 1000, period_s), self._tick)
 
     # --- target
 

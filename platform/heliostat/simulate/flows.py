@@ -25,7 +25,6 @@ from heliostat.serve.admission import EXCESS, POOL
 from heliostat.serve.hold import HOLD_S, MAX_HELD
 from heliostat.simulate.apps import App, Seat
 from heliostat.simulate.curves import Curves, Measurements
-from heliostat.simulate.engine import next_tick
 from heliostat.simulate.measured import AppWork
 from heliostat.simulate.queues import noise_of_busy
 from heliostat.simulate.tally import Tally
@@ -170,7 +169,6 @@ class FlowApp(App):
         self._held: list[tuple[float, float]] = []
         """(when they came, how many), while no replica runs."""
         self._seen: dict[Curves, list[float]] = {}
-        self._ticks = False
         self._begin_steps()
         self._begin_calm()
         self._next_minute()
@@ -382,12 +380,6 @@ class FlowApp(App):
         return self._seen[curves]
 
     # --- the policy, at its period
-
-    def _tick_soon(self) -> None:
-        if not self._ticks:
-            self._ticks = True
-            period_s = self.rules.report_s
-            self.engine.at(next_tick(self.engine.now + period_s / 1000, period_s), self._tick)
 
     def _tick(self) -> None:
         """Replicas report, the policy is asked. It rests while nothing can change."""

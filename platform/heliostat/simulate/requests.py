@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from heliostat.simulate.apps import App, Seat
-from heliostat.simulate.engine import next_tick
 from heliostat.simulate.front import Front, Replica
 from heliostat.simulate.tally import Tally
 from heliostat.simulate.traffic import Traffic, arrivals
@@ -24,7 +23,6 @@ class RequestApp(App):
         self._kept = max(1, round(self.rules.look_back_s / self.rules.report_s))
         self.front.told = self.answered
         self._opened_at = -math.inf
-        self._ticks = False
         self._stream: Iterator[tuple[float, float]] = arrivals(traffic, random)
         self._next()
 
@@ -53,12 +51,6 @@ class RequestApp(App):
         self._next()
 
     # --- the policy, at its period
-
-    def _tick_soon(self) -> None:
-        if not self._ticks:
-            self._ticks = True
-            period_s = self.rules.report_s
-            self.engine.at(next_tick(self.engine.now + period_s / 1000, period_s), self._tick)
 
     def _tick(self) -> None:
         """Replicas report, the policy is asked. It rests while nothing can change."""

@@ -229,7 +229,7 @@ def run(folder: Path, after: float, watch: float) -> int:
         threading.Thread(target=keep_asking, args=(platform, stop), daemon=True).start()
         if not any(line.startswith("ready") for line in iter(book.stdout.readline, "")):  # Ray prints between the lines
             raise SystemExit((folder / "notebook.log").read_text()[-2000:])
-        world.until(lambda: all(_steps(platform, job.run) >= 3 for job in jobs.values()), "three steps of each run")
+        wait_for_steps(platform, jobs)
         print("everything runs", file=sys.stderr)
         time.sleep(watch * after)
         return verdict(platform, after, watch, scraped(platform, folder))
@@ -238,6 +238,19 @@ def run(folder: Path, after: float, watch: float) -> int:
         if book is not None:
             book.kill()
         embedded.down("waste")
+
+
+def wait_for_steps(platform: Any, jobs: dict[str, Any]) -> None:
+    def stepped(job: Any) -> bool:
+        return _steps(platform, job.run) >= 3
+
+    try:
+        world.until(lambda: all(stepped(job) for job in jobs.values()), "three steps of each run", limit_s=240)
+    except RuntimeError:
+        for name, job in jobs.items():
+            if not stepped(job):
+                print(f"--- {name}\n{platform.jobs.logs(job.job_id)[-3000:]}", file=sys.stderr)
+        raise
 
 
 def _steps(platform: Any, run: str) -> int:

@@ -115,7 +115,7 @@ def _settings(definition: ClusterDefinition) -> dict[str, Any]:
     wanted = {key: port for key, port in definition.ports.model_dump().items() if port != "auto"}
     ports = {"dashboard": 1, "serve": 2, "store": 3, "gcs": 4}
     if wanted:
-        ports |= embedded._choose_ports(definition)
+        ports |= embedded._choose_ports(definition, set())
         ports = {key: port for key, port in ports.items() if key in wanted} | {
             key: index for index, key in enumerate(("dashboard", "serve", "store", "gcs")) if key not in wanted
         }

@@ -144,6 +144,15 @@ def _new_record(definition: ClusterDefinition, path: Path, folder: Path) -> Clus
     cluster_id = uuid.uuid4().hex
     # Unix socket names are limited to 107 bytes and Ray's are long: so a short folder of our own.
     user = hashlib.sha256(f"{os.getuid()}:{folder}".encode()).hexdigest()[:8]
+    temp = Path(f"/tmp/hs-{user}")  # noqa: S108  # private: made 0700 and checked for its owner
+    _make_private(temp)
+    with port_choice.claims(temp.parent, processes.lives) as taken:
+        try:
+            ports = _choose_ports(definition, taken)
+        except ClusterError:
+            temp.rmdir()
+            raise
+        port_choice.claim(temp, cluster_id, set(ports.values()))
     return ClusterRecord(
         cluster_id=cluster_id,
         name=definition.name,
@@ -151,14 +160,13 @@ def _new_record(definition: ClusterDefinition, path: Path, folder: Path) -> Clus
         definition_path=str(path.resolve()),
         definition_digest=_digest(path),
         project_root=str(_project_root(path)),
-        ports=_choose_ports(definition),
-        temp_dir=f"/tmp/hs-{user}",  # noqa: S108  # private: made 0700 and checked for its owner below
+        ports=ports,
+        temp_dir=str(temp),
         started_at=time.time(),
     )
 
 
-def _choose_ports(definition: ClusterDefinition) -> dict[str, int]:
-    taken: set[int] = set()
+def _choose_ports(definition: ClusterDefinition, taken: set[int]) -> dict[str, int]:
     wanted = definition.ports
     chosen = {
         "dashboard": port_choice.choose(wanted.dashboard, preferred=8265, field="ports.dashboard", taken=taken),
@@ -178,14 +186,14 @@ def _choose_ports(definition: ClusterDefinition) -> dict[str, int]:
         "controller_metrics",
     ):
         chosen[inner] = port_choice.choose("auto", preferred=None, field=inner, taken=taken)
-    chosen["serve_http_min"] = _free_block(1000)
+    chosen["serve_http_min"] = _free_block(1000, taken)
     return chosen
 
 
-def _free_block(size: int) -> int:
+def _free_block(size: int, taken: set[int]) -> int:
     """The start of a block of ports for replicas, another one for each cluster on the machine."""
     for start in range(20000, 30000, size):
-        if port_choice.is_free(start) and port_choice.is_free(start + 1):
+        if start not in taken and port_choice.is_free(start) and port_choice.is_free(start + 1):
             return start
     raise ClusterError("no free block of ports between 20000 and 30000", do="end other embedded clusters")
 
@@ -253,10 +261,12 @@ def _prepare_folders(folder: Path, record: ClusterRecord) -> None:
         (folder / name).mkdir(exist_ok=True)
     for old in (folder / "nodes").glob("*.json"):  # of an earlier `up`: their ends are in the events
         old.unlink()
-    temp = Path(record.temp_dir)
-    temp.mkdir(mode=0o700, exist_ok=True)
-    if temp.stat().st_uid != os.getuid():
-        raise ClusterError(f"{temp} belongs to another user", do="remove it, then run up again")
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ClusterError(f"{folder} belongs to another user", do="remove it, then run up again")
 
 
 def _make_settings(definition: ClusterDefinition, record: ClusterRecord, folder: Path) -> Settings:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import random
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 from heliostat.errors import PortInUse
 
@@ -41,6 +48,41 @@ def choose(wanted: int | str, *, preferred: int | None, field: str, taken: set[i
         port = _any_free(taken)
     taken.add(port)
     return port
+
+
+@contextmanager
+def claims(root: Path, lives: Callable[[str], bool]) -> Iterator[set[int]]:
+    """The ports that other embedded clusters of this user have chosen, and may not have opened yet.
+
+    Nobody else chooses while this is held. Each cluster has a folder `hs-...` in `root` with its claim (`claim`);
+    `lives(cluster_id)` says whether it counts. Of a cluster that crashed it does not.
+    """
+    with _own_file(root / f"hs-{os.getuid()}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield {port for path in root.glob("hs-*/claim.json") for port in _claimed(path, lives)}
+
+
+def claim(folder: Path, cluster_id: str, ports: set[int]) -> None:
+    """Told to other clusters until `folder` is removed. Also while this process lives and nothing is started yet."""
+    text = json.dumps({"cluster": cluster_id, "by": os.getpid(), "ports": sorted(ports)})
+    with _own_file(folder / "claim.json", os.O_TRUNC) as file:
+        file.write(text)
+
+
+def _own_file(path: Path, *flags: int) -> TextIO:
+    """Opened for writing; the folder is everybody's, so no link is followed."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | sum(flags), 0o600), "w")
+
+
+def _claimed(path: Path, lives: Callable[[str], bool]) -> list[int]:
+    try:
+        if path.stat().st_uid != os.getuid():
+            return []
+        told = json.loads(path.read_text())
+        living = Path(f"/proc/{int(told['by'])}").exists() or lives(str(told["cluster"]))
+        return [int(port) for port in told["ports"]] if living else []
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
 
 
 def _any_free(taken: set[int]) -> int:

@@ -64,6 +64,11 @@ def forget_sessions(mark: Mark) -> None:
         path.unlink(missing_ok=True)
 
 
+def lives(cluster_id: str) -> bool:
+    """Whether any process of that cluster does."""
+    return any(process.marked for process in _look(cluster_id))
+
+
 def owned(mark: Mark) -> list[OwnedProcess]:
     """Every living process of the cluster, the caller and its ancestors left out."""
     seen = {process.pid: process for process in _look(mark.cluster_id)}

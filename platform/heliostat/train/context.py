@@ -167,6 +167,7 @@ class TrainContext:
             first_at=self._first_at,
             last_at=now,
             own_s=self._own.step_s,
+            upload_s=self._writer.seconds,
         )
         word = self._agree(max(self._wishes.wish(), SAVE if self._is_due(step, total) else GO_ON))
         if word == LEAVE:

@@ -45,7 +45,7 @@ PATIENCE_S = 3.0
 GANG_LIMIT_S = 120.0
 # A gang that has lost a member gets it back within seconds, or has to be the one that may hold a part.
 REPLACE_S = 10.0
-# Before a deadline, for the checkpoint.
+# Before a deadline, beside what the way into the store takes.
 MARGIN_S = 5.0
 LOOK_S = 0.3
 CHOOSE_S = 0.5
@@ -147,6 +147,7 @@ class Gang:
         self._missing_since: float | None = None
         self._warmed: set[str] = set()  # nodes
         self._draining: dict[str, float] = {}
+        self._upload_s = 0.0  # of a checkpoint, the last that was heard of
         self._looked_at = 0.0
         self._waited_s = 0.0
         self.spans: list[Span] = []
@@ -551,6 +552,7 @@ class Gang:
                 return
             step = attempt.seen.get("step", 0.0)
             if step:
+                self._upload_s = attempt.seen.get("upload_s") or self._upload_s
                 self._state, self._total = "training", attempt.seen["total"]
                 self._curve.add(int(step), attempt.seen["loss"])
                 self._on_progress(attempt.seen)
@@ -606,7 +608,7 @@ class Gang:
         elif noticed:
             if ready >= most:
                 self._leave(attempt, "notice, and the replacement is there")
-            elif time.time() > min(noticed) - MARGIN_S:
+            elif time.time() > min(noticed) - self._leave_lead_s():
                 self._leave(attempt, "notice, and its deadline is near")
             elif not attempt.saved:
                 attempt.saved = True
@@ -617,6 +619,10 @@ class Gang:
             self._leave(attempt, f"returning to group {self._gang.group!r}")
         elif ready > len(attempt.places):
             self._leave(attempt, f"growing from {len(attempt.places)} to {ready} workers")
+
+    def _leave_lead_s(self) -> float:
+        """Two uploads fit: a regular checkpoint may have begun just before, and the one that is left with follows."""
+        return MARGIN_S + 2 * self._upload_s
 
     def _returns(self, attempt: _Attempt) -> bool:
         """From the fallback; where a deadline chooses, it has chosen before."""

@@ -33,7 +33,7 @@ name: waste
 head: {{cpus: 2}}
 groups:
   serve: {{role: serving, market: on-demand, instance: g6.xlarge, cpus: 2, gpus: 2, nodes: 0..1, idle_timeout: 60s}}
-  train: {{role: training, market: spot, instance: g6.12xlarge, cpus: 8, gpus: 8, nodes: 0..1, idle_timeout: 60s}}
+  train: {{role: training, market: spot, instance: g6.12xlarge, cpus: 8, gpus: 8, nodes: 0..3, idle_timeout: 60s}}
   pin: {{role: training, market: on-demand, instance: g6.xlarge, cpus: 1, gpus: 1, nodes: 0..1, idle_timeout: 25s}}
 store: {{kind: embedded, bucket: heliostat}}
 tags: {{team: demo, project: voice}}

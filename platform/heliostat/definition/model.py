@@ -469,5 +469,11 @@ class ClusterDefinition(Part):
         """The group that the job may go to while its own has no nodes to be had."""
         return self.groups[job.group].fallback if job.falls_back else None
 
+    def workers_a_node(self, job: JobSpec) -> dict[str, int] | None:
+        """One for each GPU of a node, by group that the job may be on; None where each has one."""
+        groups = {*job.groups, *filter(None, [self.fallback_of(job)])} & set(self.groups)
+        found = {name: max(1, self.groups[name].gpus) for name in groups}
+        return found if any(count > 1 for count in found.values()) else None
+
     def team_of(self, job: JobSpec) -> str:
         return job.team or self.tags.team

@@ -5,16 +5,19 @@
     supply/<group>.json            by the controller: when the group's market last refused a node
     placing/<group>.json           the lease of the one gang that may hold a part of itself while it waits for the rest
 
+Nodes are counted, as the cluster has and pays for them; the driver turns them into workers, one for each GPU of a node.
 A driver obeys at a checkpoint's boundary. Bounds below what it needs to train at all mean: leave, hold nothing, wait.
 A driver that cannot reach the store goes on with what it knew.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,13 +30,14 @@ from heliostat.store import Store
 Kind = TypeVar("Kind", bound=BaseModel)
 LOOK_S = 1.0
 TELL_S = 5.0
+_ONE: Mapping[str, int] = MappingProxyType({})
 HELD_LIFE_S = 30.0
 """What a driver has not said again for so long, it holds no more."""
 LEASE_S = 15.0
 
 
 class Held(BaseModel):
-    """What a gang holds. `low` and `high`: the workers that it needs and wants; `nodes`: those that it has."""
+    """What a gang holds. `low` and `high`: the nodes that it needs and wants; `nodes`: those that it has."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,10 +72,16 @@ class _Known:
 
 
 class Reins:
-    """The driver's end. Reading and telling is done by a thread, so that a slow store holds no training up."""
+    """The driver's end, in workers. Reading and telling is done by a thread, so that a slow store holds no training up.
 
-    def __init__(self, store: Store, run: str, home: str, low: int, high: int) -> None:
+    `a_node`: workers on one node of a group; 1 where it is not told.
+    """
+
+    def __init__(
+        self, store: Store, run: str, home: str, low: int, high: int, *, a_node: Mapping[str, int] = _ONE
+    ) -> None:
         self._store, self._run, self._home, self._low, self._high = store, run, home, low, high
+        self._a_node = a_node
         self._known = _Known()
         self._held = (home, 0)
         self._step_s: dict[str, float] = {}
@@ -93,7 +103,8 @@ class Reins:
     @property
     def most(self) -> int:
         """How many workers it may have; 0 where that is fewer than it needs."""
-        most = self._known.most
+        nodes = self._known.most
+        most = None if nodes is None else nodes * self._a_node.get(self._held[0], 1)
         if most is None or most >= self._high:
             return self._high
         return most if most >= self._low else 0
@@ -106,9 +117,9 @@ class Reins:
         """Whether its own group's market refuses nodes now."""
         return self._known.supply is not None and self._known.supply.is_dry(time.time())
 
-    def hold(self, group: str, nodes: int) -> None:
+    def hold(self, group: str, workers: int) -> None:
         """Say what is held; it is told within a second."""
-        self._held = (group, nodes)
+        self._held = (group, workers)
 
     def lost(self, node: str) -> None:
         """A worker was lost on that node."""
@@ -156,16 +167,19 @@ class Reins:
     def _tell(self) -> None:
         if self._stop.is_set():
             return
-        group, nodes = self._held
-        now = (group, nodes, dict(self._step_s), dict(self._losses))
+        group, workers = self._held
+        now = (group, workers, dict(self._step_s), dict(self._losses))
         if now == self._told[0] and time.monotonic() - self._told[1] < TELL_S:
             return
         held = Held(
-            run=self._run, group=group, home=self._home, nodes=nodes, low=self._low, high=self._high, at=time.time(),
-            step_s=now[2], losses=now[3],
+            run=self._run, group=group, home=self._home, nodes=self._nodes(workers), low=self._nodes(self._low),
+            high=self._nodes(self._high), at=time.time(), step_s=now[2], losses=now[3],
         )  # fmt: skip
         self._store.put(f"gangs/{self._run}/held.json", held.model_dump_json().encode())
         self._told = (now, time.monotonic())
+
+    def _nodes(self, workers: int) -> int:
+        return math.ceil(workers / self._a_node.get(self._held[0], 1))
 
 
 # --- the controller's end

@@ -17,7 +17,8 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -93,6 +94,7 @@ class GangSpec:
     cpus: float = 1
     gpus: float = 1
     fallback: str = ""  # the group to go to while `group` has no nodes to be had; "": none
+    a_node: Mapping[str, int] = field(default_factory=dict)  # workers on one node of a group; 1 where it is not told
 
 
 @dataclass
@@ -142,7 +144,7 @@ class Gang:
         self._state = "waiting for nodes"
         self._total = 0.0
         self._places: list[_Place] = []
-        self._reins = Reins(store, spec.run, gang.group, gang.low, gang.high)
+        self._reins = Reins(store, spec.run, gang.group, gang.low, gang.high, a_node=gang.a_node)
         self._away = False  # on the fallback
         self._missing_since: float | None = None
         self._warmed: set[str] = set()  # nodes
@@ -403,9 +405,14 @@ class Gang:
         return other if len(other) > len(home) else home
 
     def _ready_on(self, group: str) -> list[_Place]:
-        """Without a notice, in the order in which they were asked for."""
+        """Without a notice; those that share a node with most others first, then as they were asked for.
+
+        So a gang that gets smaller leaves whole nodes.
+        """
         ready = [p for p in self._places if p.about is not None and p.deadline is None and p.group == group]
-        return ready[: self._reins.most]
+        on = Counter(map(_node, ready))  # in the order in which they come first, which sorting keeps
+        order = {node: place for place, (node, _) in enumerate(on.most_common())}
+        return sorted(ready, key=lambda place: order[_node(place)])[: self._reins.most]
 
     def _drop_noticed(self) -> None:
         for place in [place for place in self._places if place.deadline is not None]:

@@ -35,6 +35,7 @@ from heliostat.train.reclaims import Reclaims, count, lives_of
 RUN = "HELIOSTAT_RUN"
 GROUP = "HELIOSTAT_GROUP"
 FALLBACK = "HELIOSTAT_FALLBACK"  # the group to go to while that one has no nodes to be had
+NODE_WORKERS = "HELIOSTAT_NODE_WORKERS"  # how many of its workers a node of each group takes, as JSON
 JOB = "HELIOSTAT_JOB"
 JOB_ID = "HELIOSTAT_JOB_ID"
 USER = "HELIOSTAT_USER"
@@ -104,7 +105,8 @@ def run(
         return done
     group = group or os.environ.get(GROUP) or "train"
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project", "job", "user"))
-    gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""))
+    a_node = json.loads(os.environ.get(NODE_WORKERS, "{}"))
+    gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""), a_node=a_node)
     terms = read_terms(os.environ[DEADLINE]) if os.environ.get(DEADLINE) else None
     failure = _train(train, config, spec, gang, terms, settings, store, on_progress)
     if failure:

@@ -8,6 +8,7 @@ Who goes next is `heliostat.plan.share`; who asks it is `heliostat.controller.qu
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from heliostat.errors import JobError, ObjectMissing, SwapLost
 from heliostat.names import check_segment
 from heliostat.plan import fabric
 from heliostat.store import Blob, Store, get_many
-from heliostat.train.job import FALLBACK
+from heliostat.train.job import FALLBACK, NODE_WORKERS
 from heliostat.train.submit import JobRow, SubmittedJob, job_request
 
 STATE = "queue/state.json"
@@ -85,6 +86,8 @@ def environment(definition: ClusterDefinition, name: str) -> dict[str, str]:
     found = {"HELIOSTAT_TEAM": definition.team_of(spec)}
     if fallback := definition.fallback_of(spec):
         found[FALLBACK] = fallback
+    if (workers := definition.workers_a_node(spec)) is not None:
+        found[NODE_WORKERS] = json.dumps(workers, sort_keys=True)
     return found | fabric.environment(definition.groups[spec.group], embedded=True)
 
 

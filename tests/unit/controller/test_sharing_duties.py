@@ -203,6 +203,22 @@ def test_the_least_bound_counts_and_too_few_is_none(store: Store) -> None:
 
 
 @pytest.mark.real
+def test_nodes_of_many_gpus_are_counted_as_nodes(store: Store) -> None:
+    reins = Reins(store, "r", "train", 12, 32, a_node={"train": 8, "steady": 4})
+    reins.hold("train", 24)
+    reins._tell()
+    held = bounds.read_held(store, _at(store))["r"]
+    assert (held.nodes, held.low, held.high) == (3, 2, 4)
+    bounds.bind(store, "r", "peak", 2, "serving")
+    reins._read()
+    assert reins.most == 16
+    reins.hold("steady", 16)
+    assert reins.most == 0, "two nodes of four are too few"
+    reins._tell()
+    assert bounds.read_held(store, _at(store))["r"].nodes == 4
+
+
+@pytest.mark.real
 def test_one_gang_of_a_group_may_hold_a_part_and_the_next_when_it_is_done(store: Store) -> None:
     first, second = Reins(store, "one", "train", 2, 2), Reins(store, "two", "train", 2, 2)
     other = Reins(store, "three", "steady", 2, 2)

@@ -57,8 +57,10 @@ def _more(definition: ClusterDefinition, job: JobSpec) -> dict[str, str]:
     if group is None:  # a preview changes one field at a time
         return {}
     fallback = definition.fallback_of(job)
-    away = {"HELIOSTAT_FALLBACK": fallback} if fallback else {}
-    return away | fabric.environment(group)
+    found = {"HELIOSTAT_FALLBACK": fallback} if fallback else {}
+    if (workers := definition.workers_a_node(job)) is not None:
+        found["HELIOSTAT_NODE_WORKERS"] = json.dumps(workers, sort_keys=True)
+    return found | fabric.environment(group)
 
 
 def _shared_cluster(definition: ClusterDefinition) -> Manifest:

@@ -261,12 +261,12 @@ def _steps(platform: Any, run: str) -> int:
 
 def scraped(platform: Any, folder: Path) -> dict[str, Any]:
     """What a real Prometheus finds on this cluster, where everything runs: whether each panel's metrics are there."""
-    from tests.support.prometheus import BINARY, DEVICES, metrics_of, prometheus, queries, target_files
+    from tests.support.prometheus import BINARY, DEVICES, ONCE_SEEN, metrics_of, prometheus, queries, target_files
 
     if BINARY is None:
         return {"prometheus": "not installed"}
     platform.cost_report()  # folds the ledger, which the controller tells of
-    wanted = {name for query in queries().values() for name in metrics_of(query)} - DEVICES
+    wanted = {name for query in queries().values() for name in metrics_of(query)} - DEVICES - ONCE_SEEN
     files = target_files(platform.settings.cluster, platform.settings.state_dir)
     with prometheus(folder, files) as server:
         deadline = time.monotonic() + 90
@@ -274,12 +274,13 @@ def scraped(platform: Any, folder: Path) -> dict[str, Any]:
             time.sleep(1)
         time.sleep(5)
         with_data = [label for label, query in queries().items() if server.query(query)]
-        up = [target["health"] == "up" for target in server.targets()]
+        targets = server.targets()
+        down = [f"{t['scrapeUrl']}: {t['lastError']}" for t in targets if t["health"] != "up"]
         empty = sorted(set(queries()) - set(with_data))
         if os.environ.get("HELIOSTAT_DUMP_METRICS"):
             Path(os.environ["HELIOSTAT_DUMP_METRICS"]).write_text("\n".join(sorted(server.names())))
     return {
-        "targets": len(up), "targets_up": sum(up), "panel_queries": len(queries()), "metrics_missing": missing,
+        "targets": len(targets), "targets_down": down, "panel_queries": len(queries()), "metrics_missing": missing,
         "queries_with_data": len(with_data), "queries_without_data": empty,
     }  # fmt: skip
 

@@ -22,6 +22,8 @@ BINARY = shutil.which("prometheus")
 PROMTOOL = shutil.which("promtool")
 DEVICES = frozenset(("ray_node_gpus_utilization", "ray_node_gram_used"))
 """Ray's agents tell these where NVML finds devices, and nowhere else."""
+ONCE_SEEN = frozenset(("ray_cluster_failed_nodes", "ray_cluster_pending_nodes", "ray_heliostat_sheds_total"))
+"""Told once a node was waited for, one failed, or a request was refused for load."""
 _WORDS = frozenset(
     ("sum", "avg", "max", "min", "count", "rate", "increase", "delta", "time", "and", "or", "unless", "absent")
 )

@@ -266,8 +266,9 @@ def _kept(
     nodes = [node for node in seen.nodes if node.group == group.name and node.gpus > 0]
     if since is None or not nodes or group.name in claimed or seen.at - since < after:
         return None
-    if any(holder.group == group.name and holder.gpus > 0 for holder in seen.holders):
-        return None  # it is held by somebody whose own window is not over
+    held = any(holder.group == group.name and holder.gpus > 0 for holder in seen.holders)
+    if held or any(node.name in memory.pinned for node in nodes):
+        return None  # somebody keeps it whose own window is not over
     gpus = sum(node.gpus for node in nodes)
     why = f"its lower bound is {group.low}" if group.low else "it may go to zero and does not"
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"

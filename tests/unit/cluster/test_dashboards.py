@@ -13,14 +13,14 @@ import pytest
 from heliostat.controller.metrics import GAUGES
 from heliostat.serve import metrics as serving
 from heliostat.train import metrics as training
-from tests.support.prometheus import DASHBOARDS, DEVICES, PROMTOOL, metrics_of, queries
+from tests.support.prometheus import DASHBOARDS, DEVICES, ONCE_SEEN, PROMTOOL, metrics_of, queries
 
 FILES = sorted(DASHBOARDS.glob("*.json"))
 RAYS = {
     "ray_cluster_active_nodes", "ray_cluster_pending_nodes", "ray_cluster_failed_nodes", "ray_resources", "ray_tasks",
     "ray_actors", "ray_node_mem_used", "ray_node_mem_total", "ray_node_cpu_utilization", *DEVICES,
 }  # fmt: skip
-"""Ray's own; tests/benchmarks/waste.py sees them scraped, but for the devices'."""
+"""Ray's own; tests/benchmarks/waste.py sees them scraped, but for the devices' and ONCE_SEEN."""
 
 
 def told() -> set[str]:
@@ -34,6 +34,14 @@ def test_every_panel_asks_for_metrics_that_somebody_tells(label: str) -> None:
     names = metrics_of(queries()[label])
     assert names
     assert names <= told()
+
+
+def test_what_is_told_once_it_happens_stands_in_rays_code_or_in_ours() -> None:
+    import ray
+
+    source = (Path(ray.__file__).parent / "dashboard" / "modules" / "reporter" / "reporter_agent.py").read_text()
+    rays = {name for name in ONCE_SEEN if f'"{name.removeprefix("ray_")}"' in source}
+    assert rays | {f"ray_{name}_total" for name in serving._COUNTERS} >= ONCE_SEEN
 
 
 def test_every_metric_of_ours_is_shown() -> None:

@@ -116,6 +116,16 @@ def test_a_node_that_an_actor_keeps_is_waste_when_its_gpus_were_free_all_along()
     assert "kept by cache" in found.evidence
 
 
+def test_a_node_that_came_before_its_actor_is_not_told_of_as_a_kept_group() -> None:
+    group = (SeenGroup("pin", 0, 1.0),)
+    alone = replace(PINNED, keepers=())
+    looks = [Seen(NOW + minute * 60, nodes=(PINNED if minute else alone,), groups=group) for minute in range(0, 75, 4)]
+    told = [
+        [found.kind for found in find(look, watched(*looks[: index + 1]), rules())] for index, look in enumerate(looks)
+    ]
+    assert {kind for kinds in told for kind in kinds} == {"pinned-node"}
+
+
 def test_a_node_that_was_in_use_meanwhile_starts_anew() -> None:
     looks = [Seen(NOW + minute * 60, nodes=(PINNED,)) for minute in range(0, 75, 4)]
     looks[10] = replace(looks[10], nodes=(replace(PINNED, free=3.0),))

@@ -36,6 +36,9 @@ RUN = "HELIOSTAT_RUN"
 GROUP = "HELIOSTAT_GROUP"
 FALLBACK = "HELIOSTAT_FALLBACK"  # the group to go to while that one has no nodes to be had
 NODE_WORKERS = "HELIOSTAT_NODE_WORKERS"  # how many of its workers a node of each group takes, as JSON
+MOST_WORKERS = "HELIOSTAT_MOST_WORKERS"  # how many find room on all nodes of each group that it may be on, as JSON
+QUIET = {"RAY_SCHEDULER_EVENTS": "0"}
+"""Else Ray's autoscaler repeats itself in the log of a job that waits, five times a second."""
 JOB = "HELIOSTAT_JOB"
 JOB_ID = "HELIOSTAT_JOB_ID"
 USER = "HELIOSTAT_USER"
@@ -79,7 +82,7 @@ def run(
     run_name: str | None = None,
     on_progress: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> TrainedModel:
-    """Train on `workers` nodes of the spot group, through reclaims, until the function is done.
+    """Train with `workers`, one GPU each, on the spot group, through reclaims, until the function is done.
 
     `min_workers` below `workers` makes it elastic: while the group has no more nodes it goes on with as few, and grows
     back without recomputing a step. `standby` workers more are held, each with its GPU, so that a lost one is replaced
@@ -90,7 +93,7 @@ def run(
     resumes from the last checkpoint, and returns at once if it had finished.
     With HELIOSTAT_DEADLINE, which a job with `deadline` has set, it moves between its group and an on-demand one.
     `on_progress` is called about three times a second with rank 0's last step and loss.
-    Raises JobFailed with the cause and where its log is.
+    Raises JobFailed with the cause and where its log is; UsageError where the group never has so many nodes.
     """
     low = workers if min_workers is None else min_workers
     if not 1 <= low <= workers:
@@ -104,6 +107,7 @@ def run(
     if done is not None:
         return done
     group = group or os.environ.get(GROUP) or "train"
+    _check_room(low, group)
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project", "job", "user"))
     a_node = json.loads(os.environ.get(NODE_WORKERS, "{}"))
     gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""), a_node=a_node)
@@ -132,6 +136,8 @@ def _train(
     on_progress: Callable[[dict[str, float]], None],
 ) -> str:
     """ "" or, where the training function is wrong, its traceback."""
+    for name, value in QUIET.items():  # read when Ray is imported
+        os.environ.setdefault(name, value)
     import ray
     from ray import cloudpickle
 
@@ -171,6 +177,18 @@ def _train(
             _tell_deadline(chooser, spool, spec)
         print(f"goodput: {made.line()}", flush=True)  # noqa: T201  # the job's log is its standard output
         spool.emit("goodput", run=spec.run, **spec.tags, **asdict(made), held=made.held, share=made.share)
+
+
+def _check_room(workers: int, group: str) -> None:
+    """A gang that never finds room would hold all nodes that there are, and wait for ever. Raises UsageError."""
+    most: dict[str, int] = json.loads(os.environ.get(MOST_WORKERS, "{}"))
+    if group in most and workers > max(most.values()):
+        told = ", ".join(f"{name} {count}" for name, count in sorted(most.items()))
+        raise UsageError(
+            f"{workers} workers at once never find room; at most fit on {told}",
+            where="run(...)",
+            do="ask for fewer workers, or raise the group's nodes in the definition",
+        )
 
 
 def _with_reclaims(spec: RunSpec) -> RunSpec:

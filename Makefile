@@ -41,6 +41,7 @@ setup: $(READY)
 # Nothing comes in that is not in the locks, to the byte: a torch without CUDA where pip knows an index that has one,
 # else the one with CUDA and the libraries that it asks for.
 $(READY): pyproject.toml $(wildcard requirements*.lock)
+	@echo "installing what the locks name into $(VENV): some minutes and 3 GB, more with CUDA's libraries"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements-cpu.lock 2>/dev/null || true
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock

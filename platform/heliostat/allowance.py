@@ -44,6 +44,10 @@ class Allowance(BaseModel):
         found = [self.stopped[key] for key in (f"team/{team}", f"project/{project}") if key in self.stopped]
         return max(found, key=lambda stopped: stopped.pause, default=None)
 
+    def key_of(self, stopped: Stopped) -> str:
+        """Which budget it is that is spent."""
+        return next(key for key, each in self.stopped.items() if each is stopped)
+
 
 def read_allowance(store: Store) -> Allowance:
     try:

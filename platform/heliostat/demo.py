@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import threading
@@ -31,6 +32,7 @@ from heliostat.cluster.processes import owned
 from heliostat.errors import HeliostatError
 from heliostat.events import Event, read_spool
 from heliostat.meter.report import Line
+from heliostat.plan.why import explain_all
 from heliostat.registry import Artifact
 from heliostat.sdk import Platform
 from heliostat.show import print_report, print_table
@@ -51,6 +53,8 @@ RECLAIM_AT = 0.35  # of v2's steps
 RATE_PER_S = 50
 LOAD_S = 14.0
 SWAP_AT_S = 4.0
+ANSWER_LIMIT_S = 240.0
+"""From zero: a node and a replica have to start, on a machine that may have much else to do."""
 
 
 class Failed(Exception):
@@ -124,7 +128,7 @@ def run(definition: Path, *, keep: bool, report: Path | None = None) -> int:
         _show(platform, timeline, keep=keep)
     except (HeliostatError, Failed) as error:
         print_table(("seconds", "step", "figures"), timeline.rows, title="Timeline until the failure")
-        print(f"demo failed: {error}", file=sys.stderr)  # noqa: T201
+        _tell_failure(error, platform)
         return 1
     finally:
         if platform is not None and not keep:
@@ -136,6 +140,19 @@ def run(definition: Path, *, keep: bool, report: Path | None = None) -> int:
     if report is not None:
         _write_report(report, timeline)
     return 0 if not timeline.facts.get("processes", {}).get("left") else 1
+
+
+def _tell_failure(error: Exception, platform: Platform | None) -> None:
+    """What went wrong, what the platform waits for, and where to look."""
+    told = [f"demo failed: {error}"]
+    if platform is not None:
+        with contextlib.suppress(HeliostatError):
+            told += [f"{each.work}: {each.cause.what}; {each.cause.do}" for each in explain_all(platform.snapshot())]
+        told.append(f"logs: {platform.settings.state_dir}/logs")
+    cores, busy = os.cpu_count() or 1, os.getloadavg()[0]
+    if busy > 2 * cores:
+        told.append(f"this machine is busy: {busy:.0f} processes for {cores} cores; try again when it is quieter")
+    print("\n  ".join(told), file=sys.stderr)  # noqa: T201
 
 
 def _play(platform: Platform, view: View, timeline: Timeline) -> None:
@@ -245,14 +262,36 @@ def _release(platform: Platform, timeline: Timeline, artifact: Artifact) -> None
 
 
 def _first_answer(platform: Platform, view: View, timeline: Timeline, artifact: Artifact) -> None:
-    with view.step("first answer, from zero nodes"):
-        answer, took_s = _ask_until_answered(platform, limit_s=90)
+    with view.step("first answer, from zero nodes") as update, _meanwhile(lambda: update(_on_the_way(platform))):
+        answer, took_s = _ask_until_answered(platform)
     if answer["digest"] != artifact.digest:
         raise Failed(f"the answer came from {answer['digest']}, not from {artifact.digest}")
     timeline.note("first answer from zero", f"{took_s:.1f} s, {answer['label']} by {answer['version']}")
 
 
-def _ask_until_answered(platform: Platform, *, limit_s: float) -> tuple[dict[str, Any], float]:
+@contextlib.contextmanager
+def _meanwhile(tell: Callable[[], None]) -> Iterator[None]:
+    """Call it twice a second while the block waits."""
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not ended.wait(0.5):
+            tell()
+
+    threading.Thread(target=loop, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _on_the_way(platform: Platform) -> str:
+    """What a held request waits for."""
+    nodes = [node for node in platform.nodes() if node.role == "serving"]
+    return "a replica loads" if any(n.ready_at for n in nodes) else "a node starts" if nodes else "no node yet"
+
+
+def _ask_until_answered(platform: Platform, *, limit_s: float = ANSWER_LIMIT_S) -> tuple[dict[str, Any], float]:
     """One request, held by the platform while it wakes; asked again while Serve is still being set up (404)."""
     begun = time.monotonic()
     while True:
@@ -271,7 +310,7 @@ def _ask_until_answered(platform: Platform, *, limit_s: float) -> tuple[dict[str
 
 
 def _hot_swap(platform: Platform, view: View, timeline: Timeline, v1: Artifact, v2: Artifact) -> None:
-    _ask_until_answered(platform, limit_s=90)  # awake before the load, as a service in use is
+    _ask_until_answered(platform)  # awake before the load, as a service in use is
     outcome: dict[str, LoadResult] = {}
     digests = {"v1": v1.digest, "v2": v2.digest}
     url, headers = platform.apps.url(APP), _headers(platform)

@@ -55,6 +55,8 @@ def examine(cluster: str | None = None, *, progress: Progress = lambda _: None) 
     except SettingsError as error:
         return [*found, Check("broken", "settings", str(error.what), error.do or f"run `{UP}`")]
     found += settings_file(settings, cluster)
+    if (ended := _ended(settings)) is not None:
+        return [*found, ended]
     progress(f"looking at the store of {settings.cluster}")
     looked = list(store_of(settings))
     found += looked
@@ -95,6 +97,18 @@ def settings_file(settings: Settings, cluster: str | None) -> Iterator[Check]:
     overriding = sorted(name for name in os.environ if name.startswith("HELIOSTAT_STORE_"))
     if overriding:
         yield Check("warning", "store settings", f"{', '.join(overriding)} override the file", "unset them if unmeant")
+
+
+def _ended(settings: Settings) -> Check | None:
+    """An embedded cluster that somebody took down is not broken: nothing of it runs, and its data stays."""
+    from heliostat.cluster import embedded
+
+    record = embedded.read_record(settings.cluster) if settings.state_dir else None
+    if record is None or record.phase != "down":
+        return None
+    return Check(
+        "warning", "cluster", f"{record.name} is down", f"`heliostat up {record.definition_path}` brings it back"
+    )
 
 
 def store_of(settings: Settings) -> Iterator[Check]:

@@ -594,18 +594,29 @@ class Jobs:
         """
         definition = self._platform.definition
         spec = _known(definition.jobs, name, "job")
-        team, project = spec.team or definition.tags.team, spec.project or definition.tags.project
-        stopped = read_allowance(self._platform.store).find(team, project, time.time())
+        self._check_budget(name, spec.team or definition.tags.team, spec.project or definition.tags.project)
+        package = desired.package(self._platform.settings)
+        job = job_queue.wanted(
+            definition, name, arguments=arguments, run=run, package=package, now=time.time(), user=_user()
+        )
+        living = {row.job_id: row.run for row in self.list() if row.status not in jobs_api.FINISHED}
+        return job_queue.enqueue(self._platform.store, job, living=living)
+
+    def _check_budget(self, name: str, team: str, project: str) -> None:
+        """The controller's word is up to a minute old: where it refuses, the budgets are read as they are now."""
+        now = time.time()
+        if read_allowance(self._platform.store).find(team, project, now) is None:
+            return
+        from heliostat.meter.budget import allowance
+
+        allowed = allowance(self._platform.budgets(), now=now)
+        stopped = allowed.find(team, project, now)
         if stopped is not None:
             raise BudgetSpent(
                 stopped.reason,
                 where=f"job {name}",
-                do=f"raise it: heliostat cost budget set team/{team} --gpu-hours N --why REASON",
+                do=f"raise it: heliostat cost budget set {allowed.key_of(stopped)} --gpu-hours N --why REASON",
             )
-        package = desired.package(self._platform.settings)
-        job = job_queue.wanted(definition, name, arguments=arguments, run=run, package=package, now=time.time())
-        living = {row.job_id: row.run for row in self.list() if row.status not in jobs_api.FINISHED}
-        return job_queue.enqueue(self._platform.store, job, living=living)
 
     def list(self) -> Rows[JobRow]:
         """Those that Ray knows, oldest first, then those in the queue. In notebooks it is a table."""
@@ -625,6 +636,8 @@ class Jobs:
         try:
             return jobs_api.logs(self._platform.settings, job_id)
         except (ClusterNotUp, JobError):
+            if not self._platform.has_store:
+                raise
             kept = read_logs(self._platform.store, check_segment(job_id, what="job"))
             if kept is None:
                 raise
@@ -635,15 +648,22 @@ class Jobs:
         return read_progress(self._platform.store, check_segment(run, what="run"))
 
     def stop(self, job_id: str) -> None:
-        """Stop it, or take it out of the queue; submitting its run again resumes from the newest checkpoint."""
-        if self._queued(job_id) is not None:
-            job_queue.remove(self._platform.store, job_id)
+        """Stop it, or take it out of the queue; submitting its run again resumes from the newest checkpoint.
+
+        A run's name stops its job that has not ended.
+        """
+        if (waiting := self._queued_as(job_id)) is not None:
+            job_queue.remove(self._platform.store, waiting.job_id)
             return
         jobs_api.stop(self._platform.settings, job_id)
 
     def _queued(self, job_id: str) -> str | None:
-        """Why it waits in the queue; None where it does not."""
-        return next((row.why for row in self._queue() if row.job_id == job_id), None)
+        """Why it, or the run's job, waits in the queue; None where it does not."""
+        waiting = self._queued_as(job_id)
+        return None if waiting is None else waiting.why
+
+    def _queued_as(self, job_or_run: str) -> JobRow | None:
+        return next((row for row in self._queue() if job_or_run in (row.job_id, row.run)), None)
 
     def rehearse(
         self,

@@ -39,12 +39,19 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows) and bool(rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        whole = all(
+            " " not in _cell(row[index]) for row in rows
+        )  # names and figures, which nobody can copy in two parts
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console = Console()
+    least = console.measure(table, options=console.options.update(max_width=10_000)).minimum
     if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width; 80 would fold the figures
+        console.width = max(140, least)  # a file or a pipe has no width; 80 would fold the figures
+    elif least > console.width:  # rather in two parts than cut off
+        for made in table.columns:
+            made.no_wrap = False
     console.print(table)
 
 
@@ -88,7 +95,7 @@ def print_report(made: Report) -> None:
     used = columns(made)
 
     def cells(line: Line, keys: tuple[str | None, ...]) -> tuple[object, ...]:
-        usd = f"{line.usd:,.2f}" if line.unpriced_gpu_seconds < line.held or line.usd else None
+        usd = f"{line.usd:,.2f}" if line.held - line.unpriced_gpu_seconds > 1e-6 or line.usd else None
         useful = f"{line.useful / line.held:.0%}" if line.held else None
         return (*keys, *(line.gpu_seconds.get(use, 0.0) / unit for use in used), line.held / unit, useful, usd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 from heliostat import doctor
 from heliostat.controller.lease import read_lease
 from heliostat.sdk import Platform
-from heliostat.settings import Settings, save
+from heliostat.settings import Settings, StoreSettings, save
 from heliostat.store import Store
 
 pytestmark = pytest.mark.real
@@ -44,6 +45,22 @@ def test_a_healthy_cluster_has_nothing_broken(
 
 def test_without_settings_it_says_so(heliostat_home: Path) -> None:
     assert list(broken(doctor.examine())) == ["settings"]
+
+
+def test_a_cluster_that_was_taken_down_is_not_broken(heliostat_home: Path) -> None:
+    folder = heliostat_home / "clusters" / "c"
+    folder.mkdir(parents=True)
+    record = {"cluster_id": "id", "name": "c", "phase": "down", "definition_path": "cluster/c.yaml", "ports": {},
+              "definition_digest": "", "project_root": "", "temp_dir": "", "started_at": 0.0}  # fmt: skip
+    (folder / "cluster.json").write_text(json.dumps(record))
+    settings = Settings(cluster="c", store=StoreSettings(bucket="b", endpoint="http://127.0.0.1:1"), state_dir=folder,
+                        spool=folder, gcs_address="", dashboard_url="http://127.0.0.1:1", serve_url="")  # fmt: skip
+    save(settings, folder / "settings.json")
+    found = doctor.examine("c")
+    assert broken(found) == {}
+    assert [(check.seen, check.do) for check in found if check.what == "cluster"] == [
+        ("c is down", "`heliostat up cluster/c.yaml` brings it back")
+    ]
 
 
 def test_a_store_that_is_down(platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def cost_unit(
     rows = [
         (
             *(key or "-" for key in cost.keys),
-            cost.gpu_hours,
+            f"{cost.gpu_hours:,.2f}",
             _money(cost.usd),
             int(cost.requests),
             int(cost.tokens),
@@ -193,19 +193,30 @@ def budget_list(prices: Prices = None, cluster: Cluster = None, json: Json = Fal
     if json:
         print_json(found)
         return
+    if not found:
+        print_progress("no budget limits anybody; heliostat cost budget set team/NAME --gpu-hours N --why REASON")
+        return
     rows = [
         (
             each.key,
-            f"{each.gpu_hours:,.2f} of {each.granted.budget.gpu_hours or '-'}",
-            f"{each.usd:,.2f} of {each.granted.budget.usd or '-'}",
+            _of(each.gpu_hours, each.granted.budget.gpu_hours),
+            _of(each.usd, each.granted.budget.usd),
             f"{each.share:.0%}",
             f"{each.forecast_share:.0%}" if each.forecast_share else None,
             each.granted.budget.at_limit if each.spent else f"({each.granted.budget.at_limit} at 100%)",
+            each.granted.who,
             each.granted.why,
         )
         for each in found
     ]
-    print_table(("budget", "GPU-hours", "USD", "used", "month's end", "stops", "granted by"), rows)
+    print_table(("budget", "GPU-hours", "USD", "used", "month's end", "stops", "granted by", "why"), rows)
+
+
+def _of(used: float, limit: float | None) -> str | None:
+    """Nothing, where this is not what the budget limits. A small limit keeps its digits."""
+    if limit is None:
+        return None
+    return f"{used:,.{2 if limit >= 1 else 4}f} of {limit:,.10g}"
 
 
 @budget.command("set")
@@ -223,7 +234,9 @@ def budget_set(
     from heliostat.sdk import Platform
 
     made = Platform.connect(cluster).set_budget(name, gpu_hours=gpu_hours, usd=usd, at_limit=at_limit, why=why)
-    print_progress(f"{made.key}: {made.budget.gpu_hours or '-'} GPU-hours, {made.budget.usd or '-'} USD a month")
+    limits = ((made.budget.gpu_hours, "GPU-hours"), (made.budget.usd, "USD"))
+    told = " and ".join(f"{limit:,.10g} {unit}" for limit, unit in limits if limit is not None)
+    print_progress(f"{made.key}: {told} a month; at the limit: {made.budget.at_limit}")
 
 
 @budget.command("withdraw")
@@ -233,6 +246,7 @@ def budget_withdraw(name: str, cluster: Cluster = None) -> None:
     from heliostat.sdk import Platform
 
     withdraw(Platform.connect(cluster).store, name)
+    print_progress(f"{name} has no budget any more")
 
 
 @budget.command("apply")

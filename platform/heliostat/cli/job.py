@@ -48,6 +48,8 @@ def job_submit(
             print_json({"job_id": submitted.job_id, "run": submitted.run, "metrics": trained.metrics})
         else:
             print_table(("metric", "value"), [(key, f"{value:.4f}") for key, value in trained.metrics.items()])
+            model = platform.definition.jobs[name].publishes
+            print_progress(f"next: heliostat model publish {model} {submitted.run}")
     elif json:
         print_json(submitted)
 
@@ -113,7 +115,10 @@ def job_show(
 
 
 @job.command("stop")
-def job_stop(job_id: str, cluster: Cluster = None) -> None:
+def job_stop(
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A job, or a run: then its job that has not ended.")],
+    cluster: Cluster = None,
+) -> None:
     """Stop a job; submitting its run again resumes from the newest checkpoint."""
     from heliostat.sdk import Platform
 
@@ -132,6 +137,7 @@ class _View:
         self._platform, self._run = platform, run
         self._looked_at = self._told_at = 0.0
         self._told: tuple[object, ...] = ()
+        self._line = ""
         self._live = sys.stderr.isatty()
 
     def look(self, status: str) -> None:
@@ -149,7 +155,7 @@ class _View:
         progress = self._read()
         if self._live:
             print(file=sys.stderr)  # noqa: T201  # ends the line that was written over
-        if progress is not None:
+        if progress is not None and (self._live or progress.line() != self._line):
             print_progress(progress.line())
 
     def _read(self) -> Progress | None:
@@ -164,5 +170,5 @@ class _View:
         if self._live:
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)  # noqa: T201
         elif about != self._told or time.monotonic() - self._told_at > TELL_S:
-            self._told, self._told_at = about, time.monotonic()
+            self._told, self._told_at, self._line = about, time.monotonic(), line
             print_progress(line)

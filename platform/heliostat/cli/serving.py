@@ -56,6 +56,11 @@ def app_status(name: str, cluster: Cluster = None, json: Json = False) -> None:
                 )
             ],
         )
+    else:
+        print_progress(f"nothing was released yet: heliostat app release {name} MODEL:vN")
+    if not status.replicas:
+        print_progress("no replica is up; one comes with a request" if record else "no replica is up")
+        return
     print_table(
         ("replica", "node", "version", "digest", "requests", "on trial", "loaded", "tried", "compared", "errors"),
         [(r.replica, r.node, f"v{r.version}", r.digest[:19], r.requests, *_trial_cells(r)) for r in status.replicas],

@@ -28,7 +28,7 @@ def cost_idle(
         return
     rules = found.rules
     if not found.findings:
-        print_progress(f"nothing has been idle for {rules.after}: every GPU that is held has done useful work since")
+        print_progress(f"no GPU that is held has been without useful work for {rules.after}")
         return
     print_table(
         ("what", "name", "group", "GPUs", "GPU-h", "USD", "evidence", "done about it"),

@@ -11,7 +11,7 @@ from heliostat.show import print_json, print_progress, print_table
 
 
 def why(
-    name: Annotated[str | None, typer.Argument(help="A job's id or an application; all that wait, if none.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A job, a run or an application; all that wait, if none.")] = None,
     cluster: Cluster = None,
     json: Json = False,
 ) -> None:

@@ -27,6 +27,8 @@ from heliostat.settings import Settings
 Row = Mapping[str, Any]  # Any: JSON of Ray's state API
 LIMIT = 10_000
 HEAD = "head"
+KEEPER = "Keeper"
+"""The class behind each worker of a training (heliostat.train.keeper); nobody but us knows it by that name."""
 _WAITING_FOR_NODE = ("PENDING_NODE_ASSIGNMENT", "PENDING_CREATION", "RESTARTING")
 _WAITING_FOR_INPUT = ("PENDING_ARGS_AVAIL", "DEPENDENCIES_UNREADY")
 _RUNNING = ("RUNNING", "RUNNING_IN_RAY_GET", "RUNNING_IN_RAY_WAIT", "SUBMITTED_TO_WORKER", "ALIVE")
@@ -341,6 +343,7 @@ Key = tuple[str, tuple[tuple[str, float], ...], tuple[tuple[str, str], ...]]
 
 def _key(row: Row) -> Key:
     what = row.get("name") or row.get("func_or_class_name") or row.get("class_name") or "a task"
+    what = "a worker" if row.get("class_name") == KEEPER else what
     return what, tuple(sorted(_resources(row).items())), tuple(sorted((row.get("label_selector") or {}).items()))
 
 

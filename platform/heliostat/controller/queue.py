@@ -219,4 +219,4 @@ def _ray_jobs(settings: Settings) -> list[dict[str, Any]]:  # Any: JSON
 
 
 def _hand_over(settings: Settings, job: QueuedJob) -> None:
-    ask(settings, "POST", "/api/jobs/", {**job.request, "submission_id": job.job_id})
+    ask(settings, "POST", "/api/jobs/", job.for_ray())

@@ -471,9 +471,16 @@ class ClusterDefinition(Part):
 
     def workers_a_node(self, job: JobSpec) -> dict[str, int] | None:
         """One for each GPU of a node, by group that the job may be on; None where each has one."""
-        groups = {*job.groups, *filter(None, [self.fallback_of(job)])} & set(self.groups)
-        found = {name: max(1, self.groups[name].gpus) for name in groups}
+        found = {name: max(1, self.groups[name].gpus) for name in self._groups_of(job)}
         return found if any(count > 1 for count in found.values()) else None
+
+    def most_workers(self, job: JobSpec) -> dict[str, int]:
+        """How many of its workers find room at once on all the nodes of each group that the job may be on."""
+        groups = {name: self.groups[name] for name in self._groups_of(job)}
+        return {name: max(1, group.gpus) * group.nodes.high for name, group in groups.items()}
+
+    def _groups_of(self, job: JobSpec) -> set[str]:
+        return {*job.groups, *filter(None, [self.fallback_of(job)])} & set(self.groups)
 
     def team_of(self, job: JobSpec) -> str:
         return job.team or self.tags.team

@@ -107,7 +107,11 @@ def grant(store: Store, key: str, budget: Budget, *, who: str, why: str, now: fl
 
 
 def withdraw(store: Store, key: str) -> None:
+    """Raises UsageError where there is none of that name."""
     parse_key(key)
+    known = [granted.key for granted in read_budgets(store)]
+    if key not in known:
+        raise UsageError(f"there is no budget {key!r}", do=f"one of: {', '.join(known) or 'none is set'}")
     store.delete(f"{FOLDER}{key}.json")
 
 

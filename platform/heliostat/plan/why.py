@@ -162,10 +162,13 @@ class Snapshot:
     usual_start_s: float | None = None
 
     def work(self, name: str) -> Work:
-        """Raises UsageError with the names that there are."""
+        """A job or an application, or the newest job of a run. Raises UsageError with the names that there are."""
         for one in self.works:
             if one.name == name:
                 return one
+        of_run = [one for one in self.works if one.kind == "job" and one.name.rpartition("-")[0] == name]
+        if of_run:  # a job's name is its run's and four letters
+            return max(of_run, key=lambda job: job.since or self.at)
         known = ", ".join(one.name for one in self.works)
         raise UsageError(f"there is no job and no application {name!r}", do=f"one of: {known or 'none yet'}")
 
@@ -272,7 +275,24 @@ def _demand(snapshot: Snapshot, work: Work, demand: Demand) -> Cause:
             f"{_count(demand.count, 'task')} wait for {_count(demand.moving, 'task')} of its own that run",
             f"{NOTHING}; to go faster, raise the upper bound of {_names(_only_groups(snapshot, suits))}",
         )
-    return _on_its_way(snapshot, demand, suits)
+    cause = _on_its_way(snapshot, demand, suits)
+    return _in_its_own_way(snapshot, work, demand, suits) or cause if cause.id == "group-full" else cause
+
+
+def _in_its_own_way(snapshot: Snapshot, work: Work, demand: Demand, suits: Sequence[Group]) -> Cause | None:
+    """It holds all nodes that there may be, and asks for more: nobody else can end that wait."""
+    names = {group.name for group in suits}
+    leaving = any(node.draining for node in snapshot.nodes if node.group in names)
+    if leaving or _holders(snapshot, demand, suits) != {work.name}:
+        return None
+    groups = _only_groups(snapshot, suits)
+    most = " and ".join(f"{group.name} has {_count(group.high, 'node')} at most" for group in groups)
+    fewer = "submit it with fewer workers" if work.kind == "job" else "give it fewer replicas"
+    return Cause(
+        "too-large",
+        f"{most}; it holds them all, and asks for room for {demand.count} more",
+        f"{fewer}, or raise the upper bound of {_names(groups)}",
+    )
 
 
 def _suiting(snapshot: Snapshot, demand: Demand) -> tuple[Group, ...] | Cause:
@@ -420,14 +440,7 @@ def _full(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause |
 
 def _busy(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:
     """Every node that there may be is in use; by those that hold what the demand lacks there."""
-    names = {group.name for group in suits}
-    holders = {
-        holder
-        for node in snapshot.nodes
-        if node.group in names
-        for holder, held in node.held.items()
-        if any(held.get(resource, 0) and node.free.get(resource, 0) < n for resource, n in demand.resources.items())
-    }
+    holders = _holders(snapshot, demand, suits)
     by = f", used by {', '.join(sorted(holders))}" if holders else ""
     groups = _only_groups(snapshot, suits)
     bounds = " and ".join(f"{group.name} at its maximum of {_count(group.high, 'node')}" for group in groups)
@@ -436,6 +449,18 @@ def _busy(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:
         f"{bounds or 'the head has no room'}{by}",
         f"wait for one of them, or raise the upper bound of {_names(groups)}" if groups else "wait for one of them",
     )
+
+
+def _holders(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> set[str]:
+    """Whose work holds what the demand lacks on the nodes that suit it."""
+    names = {group.name for group in suits}
+    return {
+        holder
+        for node in snapshot.nodes
+        if node.group in names
+        for holder, held in node.held.items()
+        if any(held.get(resource, 0) and node.free.get(resource, 0) < n for resource, n in demand.resources.items())
+    }
 
 
 def _not_yet(snapshot: Snapshot, demand: Demand, suits: Sequence[Group]) -> Cause:

@@ -53,8 +53,9 @@ class Progress:
         elif self.total:
             parts.append(self.state)
         parts.append(f"{self.gpu_seconds:.0f} GPU-s, {self.useful:.0%} useful")
-        parts.append(f"{len(self.nodes)} nodes of {self.group}")
-        parts.append(f"{self.losses + self.notices} reclaims, {self.steps_again} steps again")
+        nodes, reclaims = len(self.nodes), self.losses + self.notices
+        parts.append(f"{nodes} node{'s' * (nodes != 1)} of {self.group}")
+        parts.append(f"{reclaims} reclaim{'s' * (reclaims != 1)}, {self.steps_again} steps again")
         if self.deadline is not None:
             left_s = max(0.0, self.deadline - self.at)
             parts.append(f"{left_s / 60:.0f} min to the deadline" if left_s < 7200 else f"{left_s / 3600:.1f} h to it")

@@ -21,8 +21,8 @@ from heliostat.errors import JobError, ObjectMissing, SwapLost
 from heliostat.names import check_segment
 from heliostat.plan import fabric
 from heliostat.store import Blob, Store, get_many
-from heliostat.train.job import FALLBACK, NODE_WORKERS
-from heliostat.train.submit import JobRow, SubmittedJob, job_request
+from heliostat.train.job import FALLBACK, JOB_ID, MOST_WORKERS, NODE_WORKERS, USER
+from heliostat.train.submit import JobRow, SubmittedJob, as_written, job_request
 
 STATE = "queue/state.json"
 QUEUED = "QUEUED"
@@ -45,6 +45,12 @@ class QueuedJob(BaseModel):
     request: dict[str, Any]  # Any: JSON
     started_at: float | None = None
 
+    def for_ray(self) -> dict[str, Any]:  # Any: JSON
+        """The request with the job's id, which the job has to know: its log is kept by it."""
+        made = self.request.get("runtime_env", {})
+        env = {**made.get("env_vars", {}), JOB_ID: self.job_id}
+        return {**self.request, "submission_id": self.job_id, "runtime_env": {**made, "env_vars": env}}
+
 
 class QueueState(BaseModel):
     """As of `at`: GPU-seconds by team, old ones forgotten; and why jobs wait, by their id."""
@@ -58,12 +64,13 @@ class QueueState(BaseModel):
 
 def wanted(
     definition: ClusterDefinition, name: str, *, arguments: Sequence[str] = (), run: str | None = None, package: str,
-    now: float,
+    now: float, user: str = "",
 ) -> QueuedJob:  # fmt: skip
-    """A job of the definition as it goes into the queue. `run` names an earlier run to resume."""
+    """A job of the definition as it goes into the queue. `run` names an earlier run to resume; `user` asks for it."""
     spec = definition.jobs[name]
     made_at = datetime.fromtimestamp(now, UTC)
     run = run or f"{name}-{made_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    told = environment(definition, name) | ({USER: user} if user else {})
     return QueuedJob(
         job_id=f"{check_segment(run, what='run')}-{uuid.uuid4().hex[:4]}",
         run=run,
@@ -74,9 +81,7 @@ def wanted(
         gpus_per_node=float(definition.groups[spec.group].gpus),
         priority=spec.priority,
         submitted_at=now,
-        request=job_request(
-            name, spec, arguments=arguments, run=run, package=package, env=environment(definition, name)
-        ),
+        request=job_request(name, spec, arguments=arguments, run=run, package=package, env=told),
     )
 
 
@@ -88,6 +93,7 @@ def environment(definition: ClusterDefinition, name: str) -> dict[str, str]:
         found[FALLBACK] = fallback
     if (workers := definition.workers_a_node(spec)) is not None:
         found[NODE_WORKERS] = json.dumps(workers, sort_keys=True)
+    found[MOST_WORKERS] = json.dumps(definition.most_workers(spec), sort_keys=True)
     return found | fabric.environment(definition.groups[spec.group], embedded=True)
 
 
@@ -152,7 +158,7 @@ def queue_rows(store: Store) -> list[JobRow]:
             job.job_id,
             job.run,
             QUEUED,
-            str(job.request.get("entrypoint", "")),
+            as_written(str(job.request.get("entrypoint", ""))),
             None,
             None,
             waits.get(job.job_id, JUST_CAME),

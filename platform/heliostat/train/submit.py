@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from heliostat.definition import JobSpec
 from heliostat.errors import ClusterNotUp, JobError, JobFailed, SettingsError
 from heliostat.settings import Settings
-from heliostat.train.job import JOB, JOB_ID, RUN, USER
+from heliostat.train.job import JOB, JOB_ID, QUIET, RUN, USER
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -24,6 +24,8 @@ AGENT_LIMIT_S = 60.0
 Result = TypeVar("Result")
 NO_AGENT = "No available agent"
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
+_SUPERVISED = ("python", "-m", "heliostat.train.supervise", "--")
+"""Ray starts no driver twice; the supervisor does, when it was killed."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,11 @@ def job_request(
     name: str, spec: JobSpec, *, arguments: Sequence[str], run: str, package: str, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:  # Any: the keyword arguments of Ray's submit_job
     """What is asked of Ray's Jobs API, with further environment for the driver and its workers. Pure."""
-    # Ray starts no driver twice; the supervisor does, when it was killed.
-    supervised = ["python", "-m", "heliostat.train.supervise", "--"]
     return {
-        "entrypoint": shlex.join([*supervised, *shlex.split(spec.entrypoint), *arguments]),
+        "entrypoint": shlex.join([*_SUPERVISED, *shlex.split(spec.entrypoint), *arguments]),
         "runtime_env": {
             "working_dir": package,
-            "env_vars": {RUN: run, JOB: name, **spec.environment(), **(env or {})},
+            "env_vars": {RUN: run, JOB: name, **QUIET, **spec.environment(), **(env or {})},
         },
         "metadata": {"heliostat_run": run, "job": name, "publishes": spec.publishes},
     }
@@ -116,7 +116,7 @@ def list_jobs(settings: Settings) -> list[JobRow]:
             job_id=info.submission_id or info.job_id or "",
             run=(info.metadata or {}).get("heliostat_run", ""),
             status=str(getattr(info.status, "value", info.status)),
-            entrypoint=info.entrypoint,
+            entrypoint=as_written(info.entrypoint),
             started_at=None if info.start_time is None else info.start_time / 1000,
             ended_at=None if info.end_time is None else info.end_time / 1000,
         )
@@ -126,13 +126,22 @@ def list_jobs(settings: Settings) -> list[JobRow]:
     return sorted(rows, key=lambda row: row.started_at or 0)
 
 
+def as_written(entrypoint: str) -> str:
+    """The command as the definition has it."""
+    return entrypoint.removeprefix(f"{shlex.join(_SUPERVISED)} ")
+
+
 def logs(settings: Settings, job_id: str) -> str:
     _must_exist(settings, job_id)
     return str(_client(settings).get_job_logs(job_id))
 
 
-def stop(settings: Settings, job_id: str) -> None:
-    """Ask the job to end; its newest checkpoint stays, and the same run name resumes from it."""
+def stop(settings: Settings, job_or_run: str) -> None:
+    """Ask the job, or the run's that has not ended, to end; the newest checkpoint stays, and the same run name resumes
+    from it.
+    """
+    living = [row.job_id for row in list_jobs(settings) if row.run == job_or_run and row.status not in FINISHED]
+    job_id = living[-1] if living else job_or_run
     _must_exist(settings, job_id)
     _client(settings).stop_job(job_id)
 

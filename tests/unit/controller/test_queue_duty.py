@@ -53,7 +53,9 @@ def ray() -> Iterator[tuple[Jobs, str]]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            assert body["runtime_env"]["env_vars"]["HELIOSTAT_TEAM"] in ("red", "blue")
+            told = body["runtime_env"]["env_vars"]
+            assert told["HELIOSTAT_TEAM"] in ("red", "blue")
+            assert told["HELIOSTAT_JOB_ID"] == body["submission_id"]  # else its log is not kept
             jobs[body["submission_id"]] = "PENDING"
             self._answer({"submission_id": body["submission_id"]})
 

@@ -13,16 +13,26 @@ from typing import cast
 import pyarrow as pa
 import pytest
 
-from heliostat.allowance import Allowance, Stopped, pause_reason, read_allowance
+from heliostat.allowance import STATE_KEY, Allowance, Stopped, pause_reason, read_allowance
 from heliostat.controller.budgets import BudgetsDuty, budget_alerts
 from heliostat.controller.duty import World
 from heliostat.definition import Budget, Budgets
-from heliostat.errors import StoreUnreachable, UsageError
+from heliostat.errors import BudgetSpent, StoreUnreachable, UsageError
 from heliostat.events import Spool, read_spool
 from heliostat.meter import alerts, ledger
 from heliostat.meter.alerts import Alert, Alertmanager, Webhook
-from heliostat.meter.budget import Granted, Standing, allowance, apply_definition, grant, read_budgets, standings
+from heliostat.meter.budget import (
+    Granted,
+    Standing,
+    allowance,
+    apply_definition,
+    grant,
+    read_budgets,
+    standings,
+    withdraw,
+)
 from heliostat.meter.facts import Use
+from heliostat.sdk import Platform
 from heliostat.serve.client import ServeClient
 from heliostat.settings import Settings
 from heliostat.store import Blob, Store
@@ -111,6 +121,34 @@ def test_the_duty_stops_a_team_that_has_spent_it_and_lets_it_go_after_a_raise(
     assert read_allowance(store).stopped == {}
     assert [event.kind for event in read_spool(tmp_path)] == ["budget_spent", "budget_open"]
     assert list(alerts.known_alerts(store)) == ["budget/team/red"]  # half of five
+
+
+@pytest.mark.real
+def test_a_raise_holds_before_the_controller_has_seen_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        cluster="c", store=store.settings, spool=tmp_path, gcs_address="", dashboard_url="http://127.0.0.1:1",
+        serve_url="http://127.0.0.1:2",
+    )  # fmt: skip
+    platform = Platform(settings)
+    said = Allowance(month=f"{datetime.now(UTC):%Y-%m}", stopped={"project/words": Stopped(reason="spent long ago")})
+    store.put(STATE_KEY, said.model_dump_json().encode())
+    monkeypatch.setattr(platform, "budgets", lambda: stand(granted("words", "project", gpu_hours=3.0)))
+    with pytest.raises(BudgetSpent, match="set project/words") as refused:
+        platform.jobs._check_budget("j", "red", "words")
+    assert "of 3 GPU-hours" in refused.value.what  # as it is now, not as it was said
+    monkeypatch.setattr(platform, "budgets", lambda: stand(granted("words", "project", gpu_hours=9.0)))
+    platform.jobs._check_budget("j", "red", "words")
+
+
+@pytest.mark.real
+def test_only_a_budget_that_there_is_can_be_withdrawn(store: Store) -> None:
+    grant(store, "team/red", Budget(gpu_hours=20), who="bob", why="deadline", now=3)
+    with pytest.raises(UsageError, match="one of: team/red"):
+        withdraw(store, "team/rde")
+    withdraw(store, "team/red")
+    assert read_budgets(store) == []
 
 
 class Flaky:

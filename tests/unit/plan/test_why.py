@@ -143,6 +143,17 @@ def test_who_holds_only_what_is_not_lacking_is_not_blamed() -> None:
     assert explain(cluster(*busy), waiting(asks(**TRAIN))).what.endswith("used by gpu-user")
 
 
+def test_work_that_holds_all_that_there_may_be_is_told_that_no_wait_helps() -> None:
+    mine = tuple(replace(node, held={"nightly": {"GPU": 1}}) for node in HELD)
+    found = explain(cluster(*mine), waiting(asks(count=3, **TRAIN)))
+    assert (found.id, found.healthy) == ("too-large", False)
+    assert found.what == "train has 2 nodes at most; it holds them all, and asks for room for 3 more"
+    assert "fewer workers" in found.do
+    leaving = (replace(mine[0], draining=True), mine[1])  # its place is about to be free
+    assert explain(cluster(*leaving), waiting(asks(**TRAIN))).id == "group-full"
+    assert explain(cluster(mine[0], HELD[1]), waiting(asks(**TRAIN))).what.endswith("used by nightly, other")
+
+
 def test_a_driver_that_does_not_start_is_not_healthy_for_ever() -> None:
     assert explain(cluster(), waiting(phase="pending", since=NOW - 300)).id == "unknown"
 
@@ -192,6 +203,11 @@ def test_those_that_wait_for_somebody_come_first() -> None:
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="one of: nightly"):
         replace(cluster(), works=(waiting(),)).work("weekly")
+
+
+def test_a_run_s_name_means_its_newest_job() -> None:
+    jobs = tuple(replace(waiting(), name=name, since=at) for name, at in (("n-1-aa", 2.0), ("n-1-bb", 5.0), ("n-2", 9)))
+    assert replace(cluster(), works=jobs).work("n-1").name == "n-1-bb"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ import overload
 import world
 
 IDLE = "8s"
+CALM_S = 10.0
 
 
 def ask(url: str, headers: dict[str, str], number: int) -> tuple[float, int]:
@@ -70,6 +71,19 @@ def burst(platform: Any, count: int) -> dict[str, Any]:
     return found
 
 
+def wait_for_calm(platform: Any) -> None:
+    """Zero, and so for a while: the holding server reads the applications every few seconds, and a new one may start."""
+    busy_at = time.monotonic()
+
+    def calm() -> bool:
+        nonlocal busy_at
+        if platform.nodes() != [] or world.replicas(platform, "intents"):
+            busy_at = time.monotonic()
+        return time.monotonic() - busy_at > CALM_S
+
+    world.until(calm, "zero")
+
+
 def phases(platform: Any, begun: float, answered: float) -> dict[str, float]:
     from heliostat.events import read_spool
 
@@ -107,8 +121,7 @@ def main() -> None:
         )
         with world.cluster(folder, [app], recipes={}, name="from-zero", nodes="0..2", idle=IDLE) as platform:
             world.until(lambda: any(one.name == "intents" for one in platform.apps.list()), "the application is known")
-            world.until(lambda: platform.nodes() == [] and not world.replicas(platform, "intents"), "zero")
-            time.sleep(8)  # the holding server reads the applications every few seconds
+            wait_for_calm(platform)
             result["bursts"] = []
             for _ in range(1 if arguments.quick else arguments.bursts):
                 result["bursts"].append(burst(platform, arguments.burst))

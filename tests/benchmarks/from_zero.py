@@ -72,7 +72,7 @@ def burst(platform: Any, count: int) -> dict[str, Any]:
 
 
 def wait_for_calm(platform: Any) -> None:
-    """Zero, and so for a while: the holding server reads the applications every few seconds, and a new one may start."""
+    """Zero for a while: the holding server reads the applications every few seconds, and a new one may start."""
     busy_at = time.monotonic()
 
     def calm() -> bool:

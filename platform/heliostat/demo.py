@@ -96,6 +96,7 @@ class View:
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             console=self._console,
+            disable=not self._console.is_terminal,
         )
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Cluster definitions, or manifests with RayClusters, RayServices or RayJobs."),
+        typer.Argument(help="Cluster definitions, or manifests with RayClusters, RayServices or RayJobs; or a folder."),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -43,7 +43,13 @@ def check(
     if json and sarif:
         raise UsageError("--json and --sarif are two formats", do="write one of them")
     shapes = _shapes(model or [])
-    reports = [checking.check_file(path, models=shapes) for path in files]
+    reports = [
+        report
+        for path in files
+        for report in (
+            checking.check_folder(path, models=shapes) if path.is_dir() else [checking.check_file(path, models=shapes)]
+        )
+    ]
     if sarif:
         print_json(checking.as_sarif(reports, version=__version__))
     elif json:

@@ -264,7 +264,7 @@ def _jobs(ray: RayState, names: Mapping[str, str]) -> Iterator[Work]:
             job["submission_id"],
             "job",
             phase,
-            message,
+            _last_words(message) if phase == "failed" else message,  # Ray puts the log before what the job ended with
             (job.get("start_time") or 0) / 1000 or None,
             (*tasks, *actors),
             groups,

@@ -129,7 +129,7 @@ def _check_memory(at: Location, group: WorkerGroup) -> Iterator[Finding]:
     shared = group.shared_memory.bytes if group.shared_memory else 0
     if shared + sum(in_ram) >= group.memory.bytes:
         place = "shared_memory" if shared else "volumes"
-        yield (*at, place), f"what lies in memory has to leave some of the {group.memory} to the processes"
+        yield (*at, place), f"it leaves the processes nothing of the {group.memory}; write less, or raise memory"
 
 
 def _check_devices(at: Location, group: WorkerGroup) -> Iterator[Finding]:

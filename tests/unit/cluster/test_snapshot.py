@@ -169,4 +169,5 @@ def test_a_failed_runtime_environment_is_told_by_its_last_words(
 
 def test_a_job_that_failed_for_another_reason_is_not_said_to_lack_its_environment() -> None:
     message = "Job entrypoint command failed with exit code 1\nValueError: environment not given"
-    assert cause(taken([job(1, "a", status="FAILED", message=message)], []), "a")[0] == "ended"
+    found = cause(taken([job(1, "a", status="FAILED", message=message)], []), "a")
+    assert found == ("ended", "it has failed: ValueError: environment not given")

@@ -46,7 +46,7 @@ def refused(example: str, *changes: tuple[str, Any]) -> dict[str, str]:
         ("aws", "groups.serve.accelerator", "L5", "groups.serve.accelerator", "write one of: T4"),
         ("aws", "groups.serve.accelerator", "TPU-v6e", "groups.serve.accelerator", "platform gke only"),
         ("aws", "groups.train-h100.fabric.kind", "infiniband", "groups.train-h100.fabric.kind", "write efa"),
-        ("aws", "groups.train-h100.shared_memory", "2TiB", "groups.train-h100.shared_memory", "leave some"),
+        ("aws", "groups.train-h100.shared_memory", "2TiB", "groups.train-h100.shared_memory", "processes nothing"),
         ("aws", "groups.train-h100.mig", "1g.11gb", "groups.train-h100.mig", "write one of: 1g.10gb"),
         ("aws", "groups.train-h100.topology", "2x2", "groups.train-h100.topology", "only TPU"),
         ("aws", "groups.train-h100.placement", "spread", "groups.train-h100.placement", "for serving"),

@@ -4,13 +4,14 @@
 reading the file: no cluster, no CRDs, no network. The rules stand in `rules.RULES`; docs/rules.md is made from them.
 """
 
-from heliostat.plan.check.report import Finding, Report, check_definition, check_file, check_text
+from heliostat.plan.check.report import Finding, Report, check_definition, check_file, check_folder, check_text
 from heliostat.plan.check.rule import Rule, Severity
 from heliostat.plan.check.rules import RULES, explain, rule
 from heliostat.plan.check.sarif import as_sarif
 
 __all__ = [
     "check_file",
+    "check_folder",
     "check_text",
     "check_definition",
     "Finding",

@@ -80,6 +80,21 @@ def check_file(path: Path, *, models: Mapping[str, ModelShape] | None = None) ->
     return _report([(cluster, documents[0])], text, str(path))
 
 
+def check_folder(path: Path, *, models: Mapping[str, ModelShape] | None = None) -> list[Report]:
+    """Each definition in it, and each file of manifests that has a Ray object: of `heliostat render --out` most have
+    none. Raises UsageError where there is nothing to check.
+    """
+    made = []
+    for file in sorted(each for each in path.iterdir() if each.suffix in (".yaml", ".yml")):
+        documents = read_documents(read_text(file), str(file))
+        definition = any("groups" in document.value or "extends" in document.value for document in documents)
+        if definition or read_clusters(documents):
+            made.append(check_file(file, models=models))
+    if not made:
+        raise UsageError("no definition and no Ray object is in it", where=str(path), do="heliostat render DEFINITION")
+    return made
+
+
 def check_text(text: str, *, file: str = "text") -> Report:
     """Manifests as text, such as what `helm template` or `heliostat render` prints."""
     clusters = read_clusters(read_documents(text, file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,20 @@ def test_several_files_have_one_exit_code_and_one_list() -> None:
     assert result.exit_code == 4
     assert {finding["file"] for finding in found} == set(files[1:])
     assert all({"rule", "severity", "what", "do", "line", "at"} <= set(finding) for finding in found)
+
+
+def test_a_folder_is_what_of_its_files_can_be_checked(tmp_path: Path) -> None:
+    (tmp_path / "a-service.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
+    (tmp_path / "words.txt").write_text("no YAML: [")
+    nothing = runner.invoke(app, ["check", str(tmp_path)])
+    assert isinstance(nothing.exception, UsageError)
+    for name in ("bad-first-cluster", "good-mixed-eks"):
+        shutil.copy(MANIFESTS / f"{name}.yaml", tmp_path)
+    result = runner.invoke(app, ["check", str(tmp_path), "--json"])
+    assert result.exit_code == 4
+    assert {finding["file"] for finding in json.loads(result.stdout)["findings"]} == {
+        str(tmp_path / "bad-first-cluster.yaml")
+    }
 
 
 def test_sarif_is_json_with_a_place_for_each_finding() -> None:

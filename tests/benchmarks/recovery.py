@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat import sdk
-from heliostat.cluster import embedded, ports, processes, ray_env, reclaim
+from heliostat.cluster import embedded, processes, ray_env, reclaim
 from heliostat.cluster.nodes import NodeRecord
 from heliostat.events import Event, read_spool
 from heliostat.sdk import Platform
@@ -154,8 +154,10 @@ def run_side(side: Side, *, blows: int, notice_s: float, rng: random.Random) -> 
 
 
 def _until_done(side: Side, job: SubmittedJob) -> Iterator[None]:
-    from heliostat.train import submit
+    from heliostat.train import queued, submit
 
+    while (waits := queued.read_job(side.platform.store, job.job_id)) is not None and waits.started_at is None:
+        time.sleep(0.2)
     for _ in submit.wait(side.platform.settings, job, limit_s=1200):
         yield
 
@@ -269,8 +271,6 @@ def _cluster(name: str, *, plain: bool) -> Iterator[Platform]:
     project.mkdir()
     for folder in ("train_jobs", "serve_apps", "platform"):
         (project / folder).symlink_to(ROOT / folder)
-    # Port 8265 may be wanted by another cluster that starts at the same moment.
-    text += f"\nports:\n  dashboard: {ports.choose('auto', preferred=None, field='ports.dashboard', taken=set())}\n"
     (project / "spot.yaml").write_text(text)
     os.environ["HELIOSTAT_HOME"] = str(home)
     original = ray_env.head_environment

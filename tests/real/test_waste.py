@@ -23,8 +23,6 @@ from heliostat.sdk import Platform
 pytestmark = [
     pytest.mark.real,
     pytest.mark.timeout(180),
-    # Three actors and three nodes at once did not come up on the crowded machine it was tried on, twice.
-    pytest.mark.skipif("WASTE" not in os.environ, reason="not seen to pass yet: WASTE=1 runs it"),
 ]
 
 NOTEBOOK = """

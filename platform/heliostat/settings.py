@@ -95,10 +95,17 @@ class Settings(_Frozen):
     """The version of Heliostat that wrote the file."""
 
     def token_header(self) -> dict[str, str]:
-        """What the dashboard's port wants to see; {} where the cluster has no token."""
+        """What the dashboard's port wants to see; {} where the cluster has no token. Raises SettingsError."""
         token = self.token.get_secret_value() if self.token else ""
         if not token and self.token_path:
-            token = self.token_path.read_text().strip()
+            try:
+                token = self.token_path.read_text().strip()
+            except OSError as error:
+                raise SettingsError(
+                    f"the cluster's token cannot be read: {error.strerror}",
+                    where=str(self.token_path),
+                    do="put the token there, or connect with RAY_ADDRESS and RAY_AUTH_TOKEN_PATH in place of settings",
+                ) from error
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     @field_serializer("api_key", "token", mode="wrap")

@@ -48,6 +48,13 @@ def test_what_does_not_go_together_is_refused(given: dict[str, str]) -> None:
         Platform.connect(**given)
 
 
+def test_settings_whose_token_is_elsewhere_say_so(tmp_path: Path) -> None:
+    """As those of a cluster on Kubernetes, copied here."""
+    found = by_address(DASHBOARD).model_copy(update={"token_path": tmp_path / "none"})
+    with pytest.raises(SettingsError, match="token cannot be read"):
+        found.token_header()
+
+
 def test_the_token_is_found_as_ray_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert by_address(DASHBOARD).token_header() == {}
     (tmp_path / ".ray").mkdir()

@@ -1,21 +1,25 @@
-"""The definition's worker groups as the configuration of Ray's autoscaler v2. Pure.
+"""The definition's worker groups as the configuration of Ray's autoscaler v2.
 
 Node labels are the one scheduling language: whatever wants a node says which labels it must have.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from heliostat.definition import ClusterDefinition, WorkerGroup
 
+CONFIG_FILE = "autoscaling.json"  # JSON is YAML
 LABEL_GROUP = "heliostat.io/group"
 LABEL_ROLE = "heliostat.io/role"
 LABEL_MARKET = "ray.io/market-type"
 LABEL_ACCELERATOR = "ray.io/accelerator-type"
 LABEL_MIG = "heliostat.io/mig"
 LABEL_ZONE = "ray.io/availability-zone"
+# Beyond this a node that starts slowly is not worth waiting for.
+LONGEST_GRACE_S = 90.0
 
 
 def labels(name: str, group: WorkerGroup) -> dict[str, str]:
@@ -29,11 +33,33 @@ def labels(name: str, group: WorkerGroup) -> dict[str, str]:
     return found
 
 
+def idle_limit_s(asked_s: float, started_in_s: float) -> float:
+    """How long a node may be idle, where the last of its group took so long to start.
+
+    Ray counts from when the node's process began, not from when it can be used: a node that took longer to start than
+    it may be idle would be ended before its work is placed, and the next one after it, for ever. So it is held for as
+    long again as it took, which is also what it would cost to have it back (the rule of rent or buy).
+    """
+    return max(asked_s, min(2 * started_in_s, LONGEST_GRACE_S))
+
+
+def set_idle_limit(path: Path, group: str, seconds: float) -> None:
+    """Change a group's limit in the file that the autoscaler reads anew at every look."""
+    config = json.loads(path.read_text())
+    if config["available_node_types"][group]["idle_timeout_s"] == seconds:
+        return
+    config["available_node_types"][group]["idle_timeout_s"] = seconds
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(config, indent=1))
+    draft.replace(path)
+
+
 def _about(group: WorkerGroup) -> dict[str, object]:
     """What the node's events tell of it. `devices` where Ray does not call them GPU."""
     devices = None if group.device.ray_resource == "GPU" else group.gpus
     told = {"role": group.role, "market": group.market, "instance": group.instance, "zone": group.zone}
-    return {key: value for key, value in {**told, "devices": devices}.items() if value}
+    known = {key: value for key, value in {**told, "devices": devices}.items() if value}
+    return {**known, "idle_timeout_s": group.idle_timeout.seconds}
 
 
 def resources(group: WorkerGroup) -> dict[str, int]:

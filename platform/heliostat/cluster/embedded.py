@@ -336,7 +336,7 @@ def _ensure_bucket(settings: Settings) -> None:
 def _start_head(
     definition: ClusterDefinition, record: ClusterRecord, folder: Path, env: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    from heliostat.cluster.autoscaling import autoscaling_config
+    from heliostat.cluster.autoscaling import CONFIG_FILE, autoscaling_config
     from heliostat.cluster.haproxy import write_wrapper
 
     write_wrapper(folder / "bin" / "haproxy", hold_port=record.ports["hold"])
@@ -350,7 +350,7 @@ def _start_head(
         gcs_address=gcs_address,
         cuda_devices=_cuda_devices(),
     )
-    config_path = folder / "autoscaling.json"  # JSON is YAML
+    config_path = folder / CONFIG_FILE
     config_path.write_text(json.dumps(config, indent=1))
     command = [
         *(sys.executable, "-P", "-m", "heliostat.cluster.head"),

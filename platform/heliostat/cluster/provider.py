@@ -22,6 +22,7 @@ from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from heliostat.cluster import processes
+from heliostat.cluster.autoscaling import CONFIG_FILE, idle_limit_s, set_idle_limit
 from heliostat.cluster.head import REGISTER_LIMIT_S
 from heliostat.cluster.nodes import (
     NodeRecord,
@@ -44,7 +45,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
     """Ray's v1 provider interface, which autoscaler v2 wraps.
 
     `provider_config` carries: state_dir, spool, gcs_address, temp_dir, max_gpus (of all groups together, or None), and
-    of each of `groups` its role, market, cuda_devices, and where they are known instance, zone and devices.
+    of each of `groups` its role, market, idle_timeout_s, and where they are known instance, zone and devices.
     """
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
@@ -204,11 +205,17 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             record = NodeRecord(**json.loads(path.read_text()))
             if record.ray_node_id:
                 emit_node_event(self._spool, "node_ready", record)
+                self._hold_for_its_start(record)
                 return
             time.sleep(0.05)
         processes.kill_node(self._mark, node_id)
         self._forget(node_id, reason="failed to start")
         raise RuntimeError(f"node {node_id} did not start; its log is {log_path}")
+
+    def _hold_for_its_start(self, record: NodeRecord) -> None:
+        asked_s = self._config["groups"][record.group]["idle_timeout_s"]
+        limit_s = idle_limit_s(asked_s, time.time() - record.started_at)
+        set_idle_limit(self._state_dir / CONFIG_FILE, record.group, limit_s)
 
     def _reap(self) -> None:
         for node_id, process in list(self._running.items()):

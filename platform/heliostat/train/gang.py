@@ -155,16 +155,14 @@ class Gang:
         self.spans: list[Span] = []
 
     def goodput(self) -> Goodput:
-        return reckon(self.spans)
+        """Of the attempts so far, and of the one under way: a job that is stopped has one."""
+        attempt = self._now
+        return reckon([*self.spans, *([] if attempt is None else [_span(attempt, attempt.seen, self._waited_s)])])
 
     def progress(self) -> Progress:
         """How far it is. May be called from another thread."""
-        attempt, spans = self._now, list(self.spans)
-        seen: dict[str, float] = {}
-        if attempt is not None:
-            seen = attempt.seen
-            spans.append(_span(attempt, seen, self._waited_s))
-        made = reckon(spans)
+        attempt, made = self._now, self.goodput()
+        seen: dict[str, float] = {} if attempt is None else attempt.seen
         points = self._curve.points
         return Progress(
             run=self._spec.run,

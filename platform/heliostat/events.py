@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import threading
 import time
 import uuid
@@ -30,6 +31,7 @@ CLOCK_MARGIN = timedelta(hours=1)
 _OFFSET = ".shipped"  # beside a spool file: "<bytes shipped> <next segment>"
 # Of the envelope; an event's own fields may not have these names.
 _LATEST_S = 253402300799  # the end of the year 9999, after which no calendar of Python's goes
+_WORD = 100  # longer texts differ
 _RESERVED = frozenset({"id", "schema", "time_s", "monotonic_s", "source", "kind"})
 
 KINDS = {
@@ -92,7 +94,7 @@ KINDS = {
 """Every kind that the package emits, and what happened. The reference is made from it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """`time_s` is seconds since the epoch, `monotonic_s` the writer's machine's; `fields` are the kind's own."""
 
@@ -236,7 +238,16 @@ def _parse(lines: Iterable[bytes]) -> Iterator[Event]:
         if not _is_sound(envelope):
             continue  # not ours: one such line must not hide the others
         del envelope["schema"]
-        yield Event(**envelope, fields=record)
+        envelope |= {name: sys.intern(envelope[name]) for name in ("source", "kind")}
+        yield Event(**envelope, fields=_shared(record))
+
+
+def _shared(record: dict[str, Any]) -> dict[str, Any]:
+    """With one copy of each name and word for all events: a day of them is held in memory."""
+    return {
+        sys.intern(key): sys.intern(value) if type(value) is str and len(value) <= _WORD else value
+        for key, value in record.items()
+    }
 
 
 def _is_sound(envelope: dict[str, Any]) -> bool:

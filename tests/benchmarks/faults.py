@@ -72,6 +72,7 @@ applications:
     replicas: 1..1
     idle_timeout: 10m
     max_queue: 60s
+    gate: {{min_accuracy: 0.5}}
     release: {{requests: 5, patience: 5s}}
 jobs:
   steady: {{entrypoint: "python -m train_jobs.steady", group: train, nodes: 1, publishes: steady}}
@@ -379,6 +380,7 @@ def publish(store: Any, words: str) -> Any:
 
     metadata = ArtifactMetadata(
         framework="torch", parameters=1, dtype="float32", licence="Apache-2.0",
+        metrics={"accuracy": 0.9, "macro_f1": 0.9},
         lineage=Lineage(job="bench", code_version="bench", dataset_digest="sha256:bench"),
     )  # fmt: skip
     return publish(store, name=APP, files={"words.txt": words.encode()}, metadata=metadata)

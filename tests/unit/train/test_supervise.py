@@ -38,7 +38,7 @@ def test_a_driver_that_is_killed_for_ever_is_given_up(tmp_path: Path) -> None:
 def test_a_stop_is_passed_on_and_nothing_is_started_again(tmp_path: Path) -> None:
     path = tmp_path / "count"
     process = subprocess.Popen([*SUPERVISE, COUNT + "import time; time.sleep(60)", str(path)])
-    while not path.exists():
+    while not path.exists() or not path.read_text():
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(20) == 128 + 15

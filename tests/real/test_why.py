@@ -172,7 +172,7 @@ def test_actors_that_have_no_node_are_not_said_to_load(platform: Platform, job: 
     )
     wait = "a, b = Idle.remote(), Idle.remote()\nray.get([a.ping.remote(), b.ping.remote()])\ntime.sleep(900)"
     until(platform, job(actor.format("dry") + wait, name="dry-actor"), "no-capacity")
-    until(platform, job(actor.format("serve") + wait, name="full-actor"), "group-full")
+    until(platform, job(actor.format("serve") + wait, name="full-actor"), "too-large")  # by itself
 
 
 def test_a_request_larger_than_any_node(platform: Platform, job: Callable[..., str]) -> None:

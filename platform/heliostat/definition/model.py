@@ -191,6 +191,11 @@ class WorkerGroup(Part):
             chips *= int(side)
         return max(1, chips // self.gpus)
 
+    @property
+    def workers(self) -> int:
+        """Of a training, that one of its nodes takes: one for each GPU."""
+        return max(1, self.gpus)
+
 
 class GateRules(Part):
     """What a version must show before it goes to production."""
@@ -470,17 +475,17 @@ class ClusterDefinition(Part):
         return self.groups[job.group].fallback if job.falls_back else None
 
     def workers_a_node(self, job: JobSpec) -> dict[str, int] | None:
-        """One for each GPU of a node, by group that the job may be on; None where each has one."""
-        found = {name: max(1, self.groups[name].gpus) for name in self._groups_of(job)}
+        """How many of its workers a node takes, by group that the job may be on; None where each takes one."""
+        found = {name: group.workers for name, group in self._groups_of(job).items()}
         return found if any(count > 1 for count in found.values()) else None
 
     def most_workers(self, job: JobSpec) -> dict[str, int]:
         """How many of its workers find room at once on all the nodes of each group that the job may be on."""
-        groups = {name: self.groups[name] for name in self._groups_of(job)}
-        return {name: max(1, group.gpus) * group.nodes.high for name, group in groups.items()}
+        return {name: group.workers * group.nodes.high for name, group in self._groups_of(job).items()}
 
-    def _groups_of(self, job: JobSpec) -> set[str]:
-        return {*job.groups, *filter(None, [self.fallback_of(job)])} & set(self.groups)
+    def _groups_of(self, job: JobSpec) -> dict[str, WorkerGroup]:
+        names = {*job.groups, *filter(None, [self.fallback_of(job)])}
+        return {name: group for name, group in self.groups.items() if name in names}
 
     def team_of(self, job: JobSpec) -> str:
         return job.team or self.tags.team

@@ -97,14 +97,19 @@ def test_the_definition_grants_once_and_a_raise_by_hand_holds_until_it_says_some
         grant(store, "red", Budget(gpu_hours=1), who="x", why="y", now=6)
 
 
-@pytest.mark.real
-def test_the_duty_stops_a_team_that_has_spent_it_and_lets_it_go_after_a_raise(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings(
+@pytest.fixture
+def settings(store: Store, tmp_path: Path) -> Settings:
+    """Of a cluster that nobody asks anything: only its store is there."""
+    return Settings(
         cluster="c", store=store.settings, spool=tmp_path, gcs_address="", dashboard_url="http://127.0.0.1:1",
         serve_url="http://127.0.0.1:2",
     )  # fmt: skip
+
+
+@pytest.mark.real
+def test_the_duty_stops_a_team_that_has_spent_it_and_lets_it_go_after_a_raise(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World(settings, store, ServeClient(settings), Spool(tmp_path, "controller"))
     monkeypatch.setattr(ledger, "read", lambda *_, **__: TABLE)  # three GPU-hours of red in March
     duty = BudgetsDuty()
@@ -125,12 +130,8 @@ def test_the_duty_stops_a_team_that_has_spent_it_and_lets_it_go_after_a_raise(
 
 @pytest.mark.real
 def test_a_raise_holds_before_the_controller_has_seen_it(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(
-        cluster="c", store=store.settings, spool=tmp_path, gcs_address="", dashboard_url="http://127.0.0.1:1",
-        serve_url="http://127.0.0.1:2",
-    )  # fmt: skip
     platform = Platform(settings)
     said = Allowance(month=f"{datetime.now(UTC):%Y-%m}", stopped={"project/words": Stopped(reason="spent long ago")})
     store.put(STATE_KEY, said.model_dump_json().encode())

@@ -50,7 +50,8 @@ CLIENT_RETRY_LIMIT = timedelta(seconds=4)
 # Rounds over the client's retries, and the longest pause between two that we choose ourselves.
 ROUNDS = 6
 LONGEST_PAUSE_S = 4.0
-# A store that has answered before and refuses now is being restarted: it is waited for this long.
+# A store that has answered before, and now refuses or breaks what is asked, is being restarted: it is waited for this
+# long. Behind a load balancer a restart is seen as connections that break.
 RESTART_S = 30.0
 # The longest Retry-After that is followed.
 LONGEST_RETRY_AFTER_S = 60.0
@@ -106,9 +107,10 @@ def pause_s(trouble: Trouble, *, round_number: int, elapsed_s: float, answered_b
 
     A refused connection is final, unless the store has answered before: then it is being restarted.
     """
+    restarting = answered_before and elapsed_s < RESTART_S
     if trouble is Trouble.REFUSED:
-        return _JITTER.uniform(0.2, 1.0) if answered_before and elapsed_s < RESTART_S else None
-    if trouble is Trouble.FINAL or round_number >= ROUNDS - 1:
+        return _JITTER.uniform(0.2, 1.0) if restarting else None
+    if trouble is Trouble.FINAL or (round_number >= ROUNDS - 1 and not (trouble is Trouble.BROKEN and restarting)):
         return None
     longest = min(LONGEST_PAUSE_S, 0.5 * 2**round_number)
     # Where the store asks for less, no round comes at once.
@@ -330,7 +332,7 @@ class Store:
                 result = request()
             except (BaseError, OSError) as error:
                 ours, trouble = self._translate(verb, key, error), _trouble(verb, error)
-                self._answered |= trouble is not Trouble.REFUSED
+                self._answered |= trouble in (Trouble.FINAL, Trouble.THROTTLED)
                 wait = pause_s(
                     trouble,
                     round_number=round_number,

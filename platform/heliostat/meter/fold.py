@@ -61,6 +61,10 @@ class Entries:
     lifetime: float = 0.0
     orphans: int = 0  # marks and samples of units and nodes that nothing is known of
 
+    @classmethod
+    def none(cls) -> Entries:
+        return _added_up(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), (), ())
+
     @property
     def places_of(self) -> list[Place]:
         return [self.places[code] for code in self.place]
@@ -73,6 +77,28 @@ class Entries:
     def total(self) -> float:
         """GPU-seconds of all classes."""
         return float(self.gpu_seconds[self.use != Use.OVERLAP].sum())
+
+
+def joined(parts: Sequence[Entries]) -> Entries:
+    """Entries of one stretch of time after the other as entries of all of it: what a later one moves is moved."""
+    places: dict[Place, int] = {}
+    owners: dict[Owner, int] = {}
+    keys = []
+    for part in parts:
+        place = np.array([places.setdefault(each, len(places)) for each in part.places], dtype=np.int64)
+        owner = np.array([owners.setdefault(each, len(owners)) for each in part.owners], dtype=np.int64)
+        keys.append(_key(place[part.place], owner[part.owner], part.use) if len(part.hour) else part.hour)
+    return replace(
+        _added_up(
+            np.concatenate([part.hour for part in parts]),
+            np.concatenate(keys),
+            np.concatenate([part.gpu_seconds for part in parts]) * SECOND,
+            tuple(places),
+            tuple(owners),
+        ),
+        lifetime=sum(part.lifetime for part in parts),
+        orphans=sum(part.orphans for part in parts),
+    )
 
 
 def fold(state: State, facts: Facts, *, until: int) -> tuple[Entries, State]:
@@ -280,34 +306,41 @@ class _Rows:
 
     def add(self, at: Ints, node: Ints, owner: Ints, use: Ints, gpu_us: Floats) -> None:
         """`at`: any instant of the hour."""
-        key = ((self.place_of_node[node] << 24) + owner) * _USES + use
+        key = _key(self.place_of_node[node], owner, use)
         self._parts.append((at // HOUR, key, gpu_us * self.share_of_node[node]))
 
     def entries(self) -> Entries:
         hour = np.concatenate([part[0] for part in self._parts]) if self._parts else np.zeros(0, dtype=np.int64)
-        rest = np.concatenate([part[1] for part in self._parts]) if self._parts else np.zeros(0, dtype=np.int64)
+        key = np.concatenate([part[1] for part in self._parts]) if self._parts else np.zeros(0, dtype=np.int64)
         gpu_us = np.concatenate([part[2] for part in self._parts]) if self._parts else np.zeros(0)
-        order = np.lexsort((rest, hour))
-        hour, rest, gpu_us = hour[order], rest[order], gpu_us[order]
-        if len(hour):
-            first = np.flatnonzero(np.append(True, (hour[1:] != hour[:-1]) | (rest[1:] != rest[:-1])))
-            hour, rest, gpu_us = hour[first], rest[first], np.add.reduceat(gpu_us, first)
-        some = np.abs(gpu_us) > 0.5  # half a microsecond of a GPU: what rounding leaves
-        hour, rest, gpu_us = hour[some], rest[some], gpu_us[some]
-        place, owner = rest // _USES >> 24, rest // _USES & ((1 << 24) - 1)
-        used, renamed = np.unique(owner, return_inverse=True)
-        owners = list(self.owners)
-        return Entries(
-            hour,
-            place.astype(np.int32),
-            renamed.astype(np.int32),
-            (rest % _USES).astype(np.int8),
-            gpu_us / SECOND,
-            tuple(self.places),
-            tuple(owners[code] for code in used),
-            self.lifetime,
-            self.orphans,
-        )
+        entries = _added_up(hour, key, gpu_us, tuple(self.places), tuple(self.owners))
+        return replace(entries, lifetime=self.lifetime, orphans=self.orphans)
+
+
+def _key(place: Ints, owner: Ints, use: Ints | NDArray[np.int8]) -> Ints:
+    return ((place << 24) + owner) * _USES + use
+
+
+def _added_up(hour: Ints, key: Ints, gpu_us: Floats, places: tuple[Place, ...], owners: tuple[Owner, ...]) -> Entries:
+    """Rows of an equal hour and key as one, without those that come to nothing and the owners that have none."""
+    order = np.lexsort((key, hour))
+    hour, key, gpu_us = hour[order], key[order], gpu_us[order]
+    if len(hour):
+        first = np.flatnonzero(np.append(True, (hour[1:] != hour[:-1]) | (key[1:] != key[:-1])))
+        hour, key, gpu_us = hour[first], key[first], np.add.reduceat(gpu_us, first)
+    some = np.abs(gpu_us) > 0.5  # half a microsecond of a GPU: what rounding leaves
+    hour, key, gpu_us = hour[some], key[some], gpu_us[some]
+    place, owner = key // _USES >> 24, key // _USES & ((1 << 24) - 1)
+    used, renamed = np.unique(owner, return_inverse=True)
+    return Entries(
+        hour,
+        place.astype(np.int32),
+        renamed.astype(np.int32),
+        (key % _USES).astype(np.int8),
+        gpu_us / SECOND,
+        places,
+        tuple(owners[code] for code in used),
+    )
 
 
 def _enter_units(out: _Rows, held: Sequence[_Held], units: Units) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from heliostat.meter.counts import Counts
     from heliostat.meter.fold import Entries
+    from heliostat.meter.pieces import NodeTold, Piece
     from heliostat.meter.state import State
 
 FOLDER = "ledger"
@@ -47,6 +48,9 @@ _COUNTS = "counts.parquet"
 _DAY = timedelta(days=1)
 LATE = timedelta(days=2)
 """Events of days before the last whole one are looked for so far back, unless all are asked for."""
+SETTLED_US = 600_000_000
+"""So long after its end a piece of a day is kept and gone on from: few events take longer to arrive."""
+_BEFORE_S = 120.0  # a sample of power is reckoned from the one before
 
 OWNER_COLUMNS = ("kind", "name", "team", "project", "version", "user")
 PLACE_COLUMNS = ("group", "market", "instance", "zone")
@@ -76,13 +80,14 @@ def update(store: Store, *, now: float, full: bool = False, progress: Callable[[
 
 
 class Folder:
-    """Folds again and again, and keeps what it has read: an update costs what is new of the last days."""
+    """Folds again and again, and goes on from where it was: an update costs what is new, however long the day is."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._segments = _Segments(store)
         self._known: dict[str, ObjectInfo] = {}
         self._done: dict[date, _Done] = {}
+        self._begun: _Begun | None = None
         self._entries: dict[tuple[date, int], DayEntry] = {}
 
     def update(self, *, now: float, full: bool = False, progress: Callable[[str], None] = lambda _: None) -> int:
@@ -104,7 +109,8 @@ class Folder:
         folded = 0
         for day in _days(first, today):
             until = min(_start(day + _DAY), _us(now))
-            self._segments.keep({info.key for each in (day, day + _DAY) for info in by_day.get(each, ())})
+            begun = frozenset[str]() if self._begun is None else self._begun.folded
+            self._segments.keep({info.key for each in by_day if each >= day for info in by_day[each]} - begun)
             folded += self._fold_day(day, by_day.get(day, []), chain, newest.get(day), until=until, progress=progress)
             if folded and (day - first).days % 10 == 9:
                 progress(f"folded up to {day}")
@@ -127,18 +133,91 @@ class Folder:
         progress: Callable[[str], None],
     ) -> bool:
         """Whether it had to be folded. What tomorrow's segments do not tell of today need not be folded again."""
+        from heliostat.meter.pieces import is_late
+
         keys, done = frozenset(info.key for info in inputs), self._done.get(day)
-        if done is not None and newest is not None and done.until == newest.until and done.state_in == chain.digest:
-            fresh = [info for info in inputs if info.key not in done.keys]
+        if done is not None and done.fits(chain.digest, newest):
+            fresh = self._segments.events([info for info in inputs if info.key not in done.keys])
             same = until == done.until or (done.idle and until < _start(day + _DAY))
-            if same and not any(self._segments.touches(info, day) for info in fresh):
-                chain.take(newest)
+            if same and not is_late(fresh, start=_start(day), end=_start(day + _DAY), told=done.told):
+                if newest is not None:
+                    chain.take(newest)
                 self._done[day] = replace(done, keys=keys)
                 return False
         state_in = chain.digest
-        folded = _bring_up(self._store, day, inputs, self._segments, chain, newest, until=until, progress=progress)
-        self._done[day] = _Done(keys, state_in, until, idle=not chain.state().nodes)
-        return folded
+        entry, told = self._bring_up(day, inputs, chain, newest, until=until, progress=progress)
+        self._done[day] = _Done(keys, state_in, until, entry is not None, not chain.state().nodes, told or frozenset())
+        return entry is not None and told is not None
+
+    def _bring_up(
+        self,
+        day: date,
+        inputs: Sequence[ObjectInfo],
+        chain: _Chain,
+        newest: DayEntry | None,
+        *,
+        until: int,
+        progress: Callable[[str], None],
+    ) -> tuple[DayEntry | None, frozenset[NodeTold] | None]:
+        """(the day's entry, what was told of the nodes where it had to be folded)."""
+        listed = _digest("\n".join(sorted(info.key for info in inputs)).encode())
+        if newest is not None and (newest.listed, newest.state_in, newest.until) == (listed, chain.digest, until):
+            chain.take(newest)
+            return newest, None
+        piece = self._piece(day, inputs, chain, until)
+        if piece.unread:
+            progress(f"warning: {piece.unread} events of {day} lack what their kind must tell, and are left out")
+        if newest is None and not len(piece.entries.hour) and not piece.state.nodes:
+            # No node at all: such a day has no entry, and the next one goes on from the day before it.
+            return None, piece.told
+        number = 1 if newest is None else newest.number + 1
+        entry = _write(self._store, day, number, piece, listed=listed, state_in=chain.digest)
+        if entry is None:  # another process has written this number: what it knew may be more, or less
+            newest = _read_entry(self._store, day, number)
+            return self._bring_up(day, inputs, chain, newest, until=until, progress=progress)
+        chain.take(entry, piece.state)
+        _sweep_provisional(self._store, entry)
+        return entry, piece.told
+
+    def _piece(self, day: date, inputs: Sequence[ObjectInfo], chain: _Chain, until: int) -> Piece:
+        """The day up to then. Of a day under way what has settled is kept, and its events are not needed again."""
+        from heliostat.meter.pieces import empty_piece, go_on
+
+        begun, under_way = self._begun, until < _start(day + _DAY)
+        if begun is None or not begun.fits(day, chain.digest, until) or self._tells_late(begun, inputs):
+            begun = _Begun(day, chain.digest, empty_piece(chain.state(), _start(day)))
+        if under_way and until - begun.piece.until >= 2 * SETTLED_US:
+            fresh = [info for info in inputs if info.key not in begun.folded]
+            piece = go_on(begun.piece, self._segments.events(fresh), until - SETTLED_US)
+            settled = piece.until / 1_000_000 - _BEFORE_S
+            folded = {info.key for info in fresh if self._segments.newest_s(info) < settled}
+            begun = replace(begun, piece=piece, folded=begun.folded | folded)
+        if under_way:
+            self._begun = replace(begun, known=frozenset(info.key for info in inputs))
+        rest = [info for info in inputs if info.key not in begun.folded]
+        return go_on(begun.piece, self._segments.events(rest), until)
+
+    def _tells_late(self, begun: _Begun, inputs: Sequence[ObjectInfo]) -> bool:
+        """Whether what has arrived since tells of the time that was folded."""
+        from heliostat.meter.pieces import is_late
+
+        fresh = self._segments.events([info for info in inputs if info.key not in begun.known])
+        return is_late(fresh, start=begun.piece.start, end=begun.piece.until, told=begun.piece.told)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The day under way, as far as it has settled."""
+
+    day: date
+    state_in: str
+    piece: Piece
+    folded: frozenset[str] = frozenset()  # segments that are wholly in the piece
+    known: frozenset[str] = frozenset()  # segments that were there when it was looked at last
+
+    def fits(self, day: date, state_in: str, until: int) -> bool:
+        """Whether the day up to `until` goes on from it."""
+        return (self.day, self.state_in) == (day, state_in) and self.piece.until <= until
 
 
 @dataclass(frozen=True)
@@ -148,7 +227,14 @@ class _Done:
     keys: frozenset[str]
     state_in: str
     until: int
+    has_entry: bool  # a day without any node has none
     idle: bool  # without a node at its end
+    told: frozenset[NodeTold]
+
+    def fits(self, state_in: str, newest: DayEntry | None) -> bool:
+        """Whether it was folded from that state, and the entry is still the one."""
+        same = not self.has_entry if newest is None else self.has_entry and newest.until == self.until
+        return same and state_in == self.state_in
 
 
 def _by_day(segments: Iterable[ObjectInfo]) -> dict[date, list[ObjectInfo]]:
@@ -356,11 +442,10 @@ class _Segments:
         for key in sorted(info.key for info in inputs):
             yield from self._parsed[key]
 
-    def touches(self, info: ObjectInfo, day: date) -> bool:
-        """Whether any of its events took effect on the day."""
+    def newest_s(self, info: ObjectInfo) -> float:
+        """No event of it took effect later."""
         self._read([info.key])
-        start, end = _start(day), _start(day + _DAY)
-        return any(start <= _us(at) < end for event in self._parsed[info.key] for at in _instants(event))
+        return max((at for event in self._parsed[info.key] for at in _instants(event)), default=0.0)
 
     def _read(self, keys: Sequence[str]) -> None:
         missing = sorted(set(keys) - set(self._parsed))
@@ -372,10 +457,9 @@ class _Segments:
 
 def _instants(event: Event) -> Iterator[float]:
     yield event.time_s
-    for name in ("at", "started_at", "ready_at", "stopping_at", "ended_at", "began_at"):
+    for name in ("at", "started_at", "ready_at", "stopping_at", "ended_at", "began_at", "process_at"):
         if isinstance(told := event.fields.get(name), int | float):
             yield float(told)
-    yield event.time_s - float(event.fields.get("seconds") or 0)
 
 
 class _Chain:
@@ -400,45 +484,6 @@ class _Chain:
         self._state, self._manifest, self.digest = state, entry.manifest, entry.state_out
 
 
-def _bring_up(
-    store: Store,
-    day: date,
-    inputs: Sequence[ObjectInfo],
-    segments: _Segments,
-    chain: _Chain,
-    newest: DayEntry | None,
-    *,
-    until: int,
-    progress: Callable[[str], None],
-) -> bool:
-    """Whether the day had to be folded."""
-    from heliostat.meter.counts import counts_of
-    from heliostat.meter.facts import facts_of
-    from heliostat.meter.fold import fold
-
-    listed = _digest("\n".join(sorted(info.key for info in inputs)).encode())
-    if newest is not None and (newest.listed, newest.state_in, newest.until) == (listed, chain.digest, until):
-        chain.take(newest)
-        return False
-    start = _start(day)
-    facts = facts_of(segments.events(inputs), start=start, end=until)
-    if facts.unread:
-        progress(f"warning: {facts.unread} events of {day} lack what their kind must tell, and are left out")
-    entries, state = fold(chain.state(), facts, until=until)
-    if newest is None and not len(entries.hour) and not state.nodes:
-        return False  # no node at all: such a day has no entry, and the next one goes on from the day before it
-    number = 1 if newest is None else newest.number + 1
-    counts = counts_of(segments.events(inputs), start=start, end=until)
-    entry = _write(store, day, number, entries, state, counts, listed=listed, state_in=chain.digest)
-    if entry is None:  # another process has written this number: what it knew may be more, or less
-        return _bring_up(
-            store, day, inputs, segments, chain, _read_entry(store, day, number), until=until, progress=progress
-        )
-    chain.take(entry, state)
-    _sweep_provisional(store, entry)
-    return True
-
-
 def _sweep_provisional(store: Store, newest: DayEntry) -> None:
     """An entry that was made before its day was over is no record of anything once there are two newer ones."""
     for number in _numbers(store, newest.day):
@@ -456,16 +501,14 @@ def _numbers(store: Store, day: date) -> list[int]:
     return sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit())
 
 
-def _write(
-    store: Store, day: date, number: int, entries: Entries, state: State, counts: Counts, *, listed: str, state_in: str
-) -> DayEntry | None:
+def _write(store: Store, day: date, number: int, piece: Piece, *, listed: str, state_in: str) -> DayEntry | None:
     """None where the number is taken."""
-    data = dump_state(state)
+    entries, data = piece.entries, dump_state(piece.state)
     body = {
         "listed": listed,
         "state_in": state_in,
         "state_out": _digest(data),
-        "until": state.until,
+        "until": piece.until,
         "lifetime": entries.lifetime,
         "total": entries.total,
     }
@@ -473,7 +516,7 @@ def _write(
         manifest = commit(
             store,
             f"{FOLDER}/{day}",
-            {_ROWS: to_parquet(table_of(entries)), _COUNTS: to_parquet(counts_table(counts)), _STATE: data},
+            {_ROWS: to_parquet(table_of(entries)), _COUNTS: to_parquet(counts_table(piece.counts)), _STATE: data},
             manifest_key=_manifest_key(day, number),
             attempt=uuid.uuid4().hex,
             body=json.dumps(body),

@@ -18,6 +18,7 @@ import pytest
 from heliostat.errors import CorruptArtifact
 from heliostat.meter import ledger
 from heliostat.meter.facts import Owner, Place, Use
+from heliostat.meter.pieces import empty_piece, go_on
 from heliostat.meter.report import report
 from heliostat.meter.state import NodeState, Seat, State
 from heliostat.sdk import Platform
@@ -116,6 +117,89 @@ def test_one_that_folds_on_writes_only_what_is_new(told: Store) -> None:
     assert {info.key for info in told.list("ledger/")} - before  # and the same as by one that begins anew
     ledger.update(told, now=END)
     assert seconds(told) == pytest.approx(EXPECTED)
+
+
+def powered_world() -> list[dict[str, Any]]:
+    """A day and a half of two nodes, one of them begun the day before: runs, a replica, power; in order of telling."""
+    lines = [*node_lines(), *run_lines()]
+    later = {"node": "m", "group": "serve", "market": "on-demand", "instance": "g6.xlarge", "gpus": 1.0}
+    began, ended = MIDNIGHT + 3000, MIDNIGHT + 40_000
+    about = {**later, "started_at": began, "ready_at": began + 90}
+    lines += [
+        line("node_started", began, **later, started_at=began, ready_at=None, ended_at=None),
+        line("node_ready", began + 90, **about, ended_at=None),
+        line("node_ended", ended + 30, **about, ended_at=ended),
+    ]
+    replica = {"app": "a", "replica": "r", "node": "m", "gpus": 1, "team": "red", "version": 1}
+    lines.append(line("replica_ready", began + 400, **replica, process_at=began + 100, seconds=300))
+    for at in range(int(began) + 460, int(ended), 60):
+        asked = {"red": {"requests": 2, "items": 3, "tokens": 40}}
+        lines.append(line("replica_busy", at, **replica, busy_s={"red": 20.0, "blue": 1.0}, asked=asked))
+        lines.append(line("node_sample", at + 7, node="m", group="serve", gpus=1.0, free=0.0, power_w=100.0 + at % 50))
+    return sorted(lines, key=lambda each: each["time_s"])
+
+
+def amounts(*tables: Any) -> dict[tuple[Any, ...], float]:
+    """Of the ledger's tables: the sum of each key."""
+    sums: dict[tuple[Any, ...], float] = {}
+    for row in (row for table in tables for row in table.to_pylist()):
+        *key, value = row.values()
+        sums[tuple(key)] = sums.get(tuple(key), 0.0) + value
+    return {key: value for key, value in sums.items() if abs(value) > 1e-6}
+
+
+def at_once(store: Store, now: float) -> dict[tuple[Any, ...], float]:
+    """The same of the events alone, each day folded in one piece."""
+    events = [event for info in store.list("events/") for event in ledger.read_segment(store, info.key)]
+    state, tables = State(), []
+    for start in (MIDNIGHT - DAY, MIDNIGHT):
+        piece = go_on(empty_piece(state, int(start * 1e6)), events, int(min(start + DAY, now) * 1e6))
+        state = piece.state
+        tables += [ledger.table_of(piece.entries), ledger.counts_table(piece.counts)]
+        if now <= start + DAY:
+            break
+    return amounts(*tables)
+
+
+def read_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes every segment that is read."""
+    found: list[str] = []
+    read = ledger.read_segment
+
+    def noting(store: Store, key: str) -> Any:
+        found.append(key)
+        return read(store, key)
+
+    monkeypatch.setattr(ledger, "read_segment", noting)
+    return found
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_one_that_goes_on_reads_each_segment_once_and_comes_to_what_one_that_begins_anew_does(
+    store: Store, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """A segment an hour, each read when it comes; with `late`, one comes five hours after the others of its time."""
+    folder, lines, kept_back = ledger.Folder(store), powered_world(), list[dict[str, Any]]()
+    for hour in range(37):
+        now = NOON + 3600 * (hour + 1)
+        fresh = [each for each in lines if now - 3600 <= each["time_s"] < now]
+        if late and hour == 20:
+            kept_back, fresh = fresh[::3], [each for number, each in enumerate(fresh) if number % 3]
+        if late and hour == 25:
+            fresh = [*kept_back, *fresh]
+        if fresh:
+            ship(store, fresh)
+        if hour in (13, 24, 25, 36):
+            folder.update(now=now)
+            gone_on = amounts(ledger.read(store), ledger.read_counts(store))
+            assert gone_on == pytest.approx(at_once(store, now), abs=1e-3)
+        else:
+            with monkeypatch.context() as patch:
+                seen = read_of(patch)
+                for part in (1200, 600, 0):
+                    folder.update(now=now - part)
+                # A day that begins looks at those that may tell of it; here that is all of them, written in one minute.
+                assert len(seen) <= 1 or hour in (11, 12, 35) or (late and hour == 25)
 
 
 def test_entries_of_a_day_that_is_not_over_are_swept(told: Store) -> None:

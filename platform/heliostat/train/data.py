@@ -7,9 +7,10 @@
         ...
 
 A sample is bytes; a *shard* holds some thousand of them and is read whole. The order of an epoch follows from seed and
-epoch alone: shards in random order, and samples shuffled among `window` shards that lie next to each other in it, so
-that memory stays bounded. Rank r takes every `world`-th sample of each global batch: with another number of workers
-the same samples come in the same batches, and none is seen twice or missed.
+epoch alone: shards in random order, and samples shuffled within a *block* of `window` shards that lie next to each
+other in it. Memory stays bounded by two blocks, the one that is given and the one that is read meanwhile. Rank r takes
+every `world`-th sample of each global batch: with another number of workers the same samples come in the same batches,
+and none is seen twice or missed.
 
 Next to what exists (mosaicml-streaming, litdata, Ray Data): those bring an S3 client each and write index files without
 a commit; here it is one manifest, the same as a checkpoint's, and 150 lines. See docs/decisions/0013-recovery.md.
@@ -17,6 +18,7 @@ a commit; here it is one manifest, the same as a checkpoint's, and 150 lines. Se
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import json
@@ -24,7 +26,6 @@ import random
 import struct
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from heliostat.store import Store, json_bytes
 
 INDEX = "index.json"
 SHARD_SAMPLES = 2048
+READERS = 2  # at once, of one stream
 _COUNT = struct.Struct("<I")
 
 
@@ -61,6 +63,19 @@ class _Position:
     batch: int  # of the epoch, the next to be given
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """The shards of each block, in order, and the number of each block's first sample."""
+
+    blocks: list[list[int]]
+    starts: list[int]
+
+    def find(self, sample: int) -> tuple[int, int]:
+        """(block, how far into it)."""
+        block = bisect.bisect_right(self.starts, sample) - 1
+        return block, sample - self.starts[block]
+
+
 class Stream:
     """An endless iterator of batches, this rank's share of each. Its state is two numbers and what they belong to.
 
@@ -77,7 +92,6 @@ class Stream:
         rank: int = 0,
         world: int = 1,
         window: int = 4,
-        ahead: int = 2,
         cache: Path | None = None,
     ) -> None:
         prefix = prefix.rstrip("/")
@@ -89,14 +103,15 @@ class Stream:
             raise UsageError(f"{given}: each must count from 1, the rank from 0", where="Stream(...)")
         self._store, self._manifest = store, manifest
         self._counts: list[int] = json.loads(read_file(store, manifest, INDEX))["counts"]
+        if not self._counts:
+            raise UsageError("the data set has no samples", where=prefix, do="write one that has under another prefix")
         self._batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
         self._window, self._cache = window, cache
         self._at = _Position(0, 0)
-        self._pool = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="data")
-        self._ahead = ahead
-        self._shards: OrderedDict[int, Future[list[bytes]]] = OrderedDict()
-        self._cut: tuple[int, list[list[int]]] | None = None
-        self._mixes: OrderedDict[tuple[int, int], list[tuple[int, int]]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="data")
+        self._shards: dict[int, Future[list[bytes]]] = {}
+        self._epochs: dict[int, _Epoch] = {}
+        self._mixes: dict[tuple[int, int], Future[list[tuple[int, int]]]] = {}
         self.waited_s = self._taken_s = 0.0
         self.gave = 0
 
@@ -114,20 +129,18 @@ class Stream:
 
     def next_batch(self) -> list[bytes]:
         """This rank's samples of the next global batch; fewer, or none, in the last one of an epoch."""
+        begun = time.monotonic()
         low = self._at.batch * self._batch_size
         self._prefetch(low)
-        begun = time.monotonic()
-        places = itertools.islice(self._places(self._at.epoch, low), self._batch_size)
-        batch = [
-            self._shard(shard).result()[index]
-            for number, (shard, index) in enumerate(places)
-            if number % self._world == self._rank
-        ]
+        batch = itertools.islice(self._places(self._at.epoch, low), self._batch_size)
+        mine = list(itertools.islice(batch, self._rank, None, self._world))
+        shards = {shard: self._shard(shard).result() for shard in {shard for shard, _ in mine}}
+        samples = [shards[shard][index] for shard, index in mine]
         self.waited_s += time.monotonic() - begun
         self.gave += 1
         last = self._at.batch + 1 >= self.batches_per_epoch
         self._at = _Position(self._at.epoch + 1, 0) if last else _Position(self._at.epoch, self._at.batch + 1)
-        return batch
+        return samples
 
     def take_waited(self) -> float:
         """Seconds that the training has waited since this was last asked."""
@@ -156,53 +169,51 @@ class Stream:
                 )
         self._at = _Position(state["epoch"], state["batch"])
 
-    def _blocks(self, epoch: int) -> list[list[int]]:
-        """The epoch's shards in its order, `window` by `window`."""
-        if self._cut is None or self._cut[0] != epoch:
+    def _epoch(self, number: int) -> _Epoch:
+        if number not in self._epochs:
             shards = list(range(len(self._counts)))
-            random.Random(f"{self._seed}/{epoch}").shuffle(shards)
-            self._cut = (epoch, [shards[at : at + self._window] for at in range(0, len(shards), self._window)])
-        return self._cut[1]
+            random.Random(f"{self._seed}/{number}").shuffle(shards)
+            blocks = [shards[at : at + self._window] for at in range(0, len(shards), self._window)]
+            sizes = [sum(self._counts[shard] for shard in block) for block in blocks]
+            self._epochs[number] = _Epoch(blocks, list(itertools.accumulate(sizes[:-1], initial=0)))
+        return self._epochs[number]
 
-    def _mixed(self, epoch: int, block: int) -> list[tuple[int, int]]:
+    def _mix(self, epoch: int, block: int) -> list[tuple[int, int]]:
         """(shard, index) of every sample of a block, shuffled."""
-        if (epoch, block) not in self._mixes:
-            mix = [(shard, index) for shard in self._blocks(epoch)[block] for index in range(self._counts[shard])]
-            random.Random(f"{self._seed}/{epoch}/{block}").shuffle(mix)
-            self._mixes[epoch, block] = mix
-            if len(self._mixes) > 2:  # a batch may lie across two
-                self._mixes.popitem(last=False)
-        return self._mixes[epoch, block]
-
-    def _find(self, epoch: int, low: int) -> tuple[int, int]:
-        """(block, how far into it) of the epoch's sample number `low`."""
-        for number, shards in enumerate(self._blocks(epoch)):
-            size = sum(self._counts[shard] for shard in shards)
-            if low < size:
-                return number, low
-            low -= size
-        return len(self._blocks(epoch)), 0
+        mix = [(shard, index) for shard in self._epochs[epoch].blocks[block] for index in range(self._counts[shard])]
+        random.Random(f"{self._seed}/{epoch}/{block}").shuffle(mix)
+        return mix
 
     def _places(self, epoch: int, low: int) -> Iterator[tuple[int, int]]:
-        block, into = self._find(epoch, low)
-        while block < len(self._blocks(epoch)):
-            mix = self._mixed(epoch, block)
-            yield from itertools.islice(mix, into, None)
+        block, into = self._epoch(epoch).find(low)
+        while block < len(self._epoch(epoch).blocks):
+            yield from itertools.islice(self._ask(epoch, block).result(), into, None)
             block, into = block + 1, 0
 
     def _prefetch(self, low: int) -> None:
-        """Ask for the shards of this block and the `ahead` next ones, over the epoch's end; forget those behind."""
+        """Ask for this block and the next one, over the epoch's end; forget those behind.
+
+        Of the next one all, since its first batch takes from each of its shards.
+        """
         epoch = self._at.epoch
-        block, _ = self._find(epoch, low)
-        rest = [shard for shards in self._blocks(epoch)[block:] for shard in shards]
-        wanted = rest[: self._window + self._ahead]
-        if len(wanted) < self._window + self._ahead:
-            coming = [shard for shards in self._blocks(epoch + 1) for shard in shards]
-            wanted += [shard for shard in coming if shard not in wanted][: self._ahead]
-        for shard in wanted:
-            self._shard(shard)
-        for shard in [shard for shard in self._shards if shard not in wanted]:
-            del self._shards[shard]
+        block, _ = self._epoch(epoch).find(low)
+        following = (epoch, block + 1) if block + 1 < len(self._epoch(epoch).blocks) else (epoch + 1, 0)
+        wanted = [(epoch, block), following]
+        for each in wanted:
+            self._ask(*each)
+        shards = {shard for number, at in wanted for shard in self._epoch(number).blocks[at]}
+        self._shards = {shard: read for shard, read in self._shards.items() if shard in shards}
+        self._mixes = {each: mix for each, mix in self._mixes.items() if each in wanted}
+        self._epochs = {number: each for number, each in self._epochs.items() if epoch <= number <= following[0]}
+
+    def _ask(self, epoch: int, block: int) -> Future[list[tuple[int, int]]]:
+        """The block's order, to come; its shards are asked for as well."""
+        if (epoch, block) not in self._mixes:
+            shards = self._epoch(epoch).blocks[block]
+            self._mixes[epoch, block] = self._pool.submit(self._mix, epoch, block)
+            for shard in shards:
+                self._shard(shard)
+        return self._mixes[epoch, block]
 
     def _shard(self, number: int) -> Future[list[bytes]]:
         if number not in self._shards:

@@ -80,6 +80,9 @@ def test_a_position_of_another_data_set_is_refused(store: Store) -> None:
         Stream(store, "data/a", batch_size=5, seed=0).load_state_dict(state)
     with pytest.raises(UsageError, match="no data set"):
         Stream(store, "data/none", batch_size=5, seed=0)
+    write_samples(store, "data/empty", [])
+    with pytest.raises(UsageError, match="has no samples"):
+        Stream(store, "data/empty", batch_size=5, seed=0)
 
 
 def test_the_cache_serves_without_the_store_and_a_damaged_file_of_it_is_read_anew(store: Store, tmp_path: Path) -> None:

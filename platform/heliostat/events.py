@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliostat.errors import ObjectExists
+from heliostat.files import put_file
 from heliostat.names import check_segment
 
 if TYPE_CHECKING:
@@ -193,9 +194,7 @@ def _ship_file(store: Store, path: Path) -> int:
     first = next(_parse(data.splitlines()), None)
     day = datetime.fromtimestamp(0 if first is None else first.time_s, UTC)
     shipped, sequence = _create_segment(store, f"events/{day:%Y-%m-%d}/{path.stem}", sequence, data)
-    temporary = noted.with_suffix(".tmp")
-    temporary.write_text(f"{offset + shipped} {sequence + 1}")
-    temporary.replace(noted)
+    put_file(noted, f"{offset + shipped} {sequence + 1}")
     return 1
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from pydantic import (
 )
 
 from heliostat.errors import SettingsError, UsageError
+from heliostat.files import put_file
 from heliostat.names import check_name
 from heliostat.version import VERSION
 
@@ -134,17 +134,7 @@ def settings_path(cluster: str) -> Path:
 def save(settings: Settings, path: Path) -> None:
     """Write the file whole or not at all, readable by its owner alone from the first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".settings-")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(settings.model_dump_json(indent=1, context=_REVEAL))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    put_file(path, settings.model_dump_json(indent=1, context=_REVEAL), private=True)
 
 
 def load(cluster: str | None = None) -> Settings:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.definition import ClusterDefinition, WorkerGroup
+from heliostat.files import put_file
 
 CONFIG_FILE = "autoscaling.json"  # JSON is YAML
 LABEL_GROUP = "heliostat.io/group"
@@ -49,9 +50,7 @@ def set_idle_limit(path: Path, group: str, seconds: float) -> None:
     if config["available_node_types"][group]["idle_timeout_s"] == seconds:
         return
     config["available_node_types"][group]["idle_timeout_s"] = seconds
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(config, indent=1))
-    draft.replace(path)
+    put_file(path, json.dumps(config, indent=1))
 
 
 def _about(group: WorkerGroup) -> dict[str, object]:

@@ -29,6 +29,7 @@ from heliostat.cluster import processes, ray_env
 from heliostat.cluster.applies import ignored_when_embedded
 from heliostat.definition import ClusterDefinition, definition_files
 from heliostat.errors import ClusterBusy, ClusterError, ClusterNotUp
+from heliostat.files import put_file
 from heliostat.settings import Settings, StoreSettings, home, make_current, save
 from heliostat.version import VERSION
 
@@ -473,9 +474,7 @@ def _cuda_devices() -> int:
 
 
 def _write_record(folder: Path, record: ClusterRecord) -> None:
-    temporary = folder / "cluster.json.tmp"
-    temporary.write_text(json.dumps(asdict(record), indent=1))
-    temporary.replace(folder / "cluster.json")
+    put_file(folder / "cluster.json", json.dumps(asdict(record), indent=1))
 
 
 def _read_settings(folder: Path) -> Settings:

@@ -7,12 +7,12 @@ reclaim and down.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from heliostat.events import Spool
+from heliostat.files import put_file
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def read_nodes(state_dir: Path) -> list[NodeRecord]:
 def write_node(state_dir: Path, record: NodeRecord) -> None:
     folder = state_dir / "nodes"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{record.node_id}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(asdict(record)))
-    temporary.replace(folder / f"{record.node_id}.json")
+    put_file(folder / f"{record.node_id}.json", json.dumps(asdict(record)))
 
 
 def update_node(state_dir: Path, node_id: str, **changes: Any) -> NodeRecord:  # Any: fields of NodeRecord
@@ -99,9 +97,7 @@ def note_refusal(state_dir: Path, group: str, kind: str, why: str, now: float) -
         refusal = Refusal(group, kind, why, now, now)
     path = state_dir / "refusals" / f"{group}.json"
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(refusal)))
-    temporary.replace(path)
+    put_file(path, json.dumps(asdict(refusal)))
     return refusal
 
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from heliostat.cluster.ray_env import METRICS_PORT
 from heliostat.controller.duty import World
 from heliostat.controller.waste import read_state
 from heliostat.errors import HeliostatError
+from heliostat.files import put_file
 from heliostat.meter import ledger
 from heliostat.meter.facts import CLASSES
 from heliostat.meter.prices import from_catalogue
@@ -141,7 +141,4 @@ def write_targets(settings: Settings, port: int) -> None:
     """For Prometheus's file_sd_configs, beside the file that Ray writes for its own."""
     assert settings.state_dir is not None  # noqa: S101  # asked by the caller
     targets = [{"labels": {"job": "heliostat", "cluster": settings.cluster}, "targets": [f"127.0.0.1:{port}"]}]
-    path = settings.state_dir / TARGETS
-    temporary = path.with_suffix(f".{os.getpid()}-{time.time_ns()}")
-    temporary.write_text(json.dumps(targets, indent=1))
-    temporary.replace(path)
+    put_file(settings.state_dir / TARGETS, json.dumps(targets, indent=1))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from heliostat.errors import UsageError
+from heliostat.files import put_file
 from heliostat.plan.catalogue import Catalogue, Instance, Market, Price, judge_prices
 from heliostat.plan.quota import Limit
 from heliostat.plan.rates import Commitment, Kind, Rates
@@ -392,9 +393,7 @@ def keep(snapshot: Snapshot, path: Path) -> Snapshot:
     older = read(path)
     merged = _merged(older, snapshot) if older else snapshot
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(as_json(merged), indent=1), encoding="utf-8")
-    draft.replace(path)
+    put_file(path, json.dumps(as_json(merged), indent=1))
     return merged
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from heliostat.definition import Application
 from heliostat.errors import AppError, CorruptArtifact
+from heliostat.files import put_file
 from heliostat.settings import Settings
 from heliostat.store import Store, get_many
 
@@ -77,9 +78,7 @@ def package(settings: Settings) -> str:
     data = zip_recipes(settings.project_root)
     path = settings.state_dir / "packages" / f"recipes-{hashlib.sha256(data).hexdigest()[:16]}.zip"
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        put_file(path, data)
     return path.as_uri()
 
 

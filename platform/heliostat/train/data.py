@@ -34,6 +34,7 @@ from typing import Any
 
 from heliostat.commit import Manifest, commit, read_file, read_manifest
 from heliostat.errors import CorruptArtifact, UsageError
+from heliostat.files import put_file
 from heliostat.store import Store, json_bytes
 
 INDEX = "index.json"
@@ -234,9 +235,7 @@ class Stream:
             pass
         data = read_file(self._store, self._manifest, name)
         self._cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        put_file(path, data)
         return _split(data)
 
 

@@ -140,8 +140,11 @@ def read_spool(folder: Path) -> list[Event]:
     return _fold(lines)
 
 
-def ship_spool(store: Store, folder: Path) -> int:
+def ship_spool(store: Store, folder: Path, *, every_s: float = 0.0) -> int:
     """Ship what is new in every spool file of the folder; returns how many segments were written.
+
+    `every_s`: of one file no more often than that, so that one who tells something every second is not an object a
+    second in the store. Who was silent for so long is shipped at once.
 
     Killed at any line it loses nothing: what was shipped but not yet noted is shipped again under the same key, found
     to be there, and noted. Readers drop a repeated event by its id.
@@ -150,7 +153,7 @@ def ship_spool(store: Store, folder: Path) -> int:
         return 0
     with (folder / ".shipping").open("w") as lock:  # the controller and `down` may ship the same folder
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return sum(_ship_file(store, path) for path in sorted(folder.glob("*.jsonl")))
+        return sum(_ship_file(store, path, every_s) for path in sorted(folder.glob("*.jsonl")))
 
 
 def read_events(store: Store, *, since: datetime | None = None) -> list[Event]:
@@ -181,8 +184,10 @@ def read_tail(path: Path, *, limit: int) -> list[Event]:
     return list(_parse(lines[1:] if size > limit else lines))
 
 
-def _ship_file(store: Store, path: Path) -> int:
+def _ship_file(store: Store, path: Path, every_s: float) -> int:
     noted = path.with_suffix(_OFFSET)
+    if noted.exists() and 0 <= time.time() - noted.stat().st_mtime < every_s:
+        return 0
     offset, sequence = map(int, noted.read_text().split()) if noted.exists() else (0, 0)
     with path.open("rb") as file:
         file.seek(offset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -61,6 +63,29 @@ def test_a_spool_begun_days_ago_still_shows_what_it_writes_today(store: Store, t
     ship_spool(store, tmp_path)
     since = datetime.now(UTC) - timedelta(minutes=5)
     assert [event.fields["n"] for event in read_events(store, since=since)] == [1]
+
+
+def test_one_who_tells_something_all_the_time_is_shipped_now_and_then_and_one_who_was_silent_at_once(
+    store: Store, tmp_path: Path
+) -> None:
+    busy, silent = Spool(tmp_path, "busy"), Spool(tmp_path, "silent")
+    busy.emit("step", n=0)
+    assert ship_spool(store, tmp_path, every_s=60) == 1
+    for n in range(1, 5):
+        busy.emit("step", n=n)
+        assert ship_spool(store, tmp_path, every_s=60) == 0
+    silent.emit("step", n=5)
+    assert ship_spool(store, tmp_path, every_s=60) == 1
+    assert numbers(store) == [0, 5]
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "busy.shipped", (an_hour_ago, an_hour_ago))
+    assert ship_spool(store, tmp_path, every_s=60) == 1
+    assert numbers(store) == list(range(6))
+    assert len(store.list("events")) == 3
+    an_hour_on = time.time() + 3600  # a clock that was put back
+    os.utime(tmp_path / "busy.shipped", (an_hour_on, an_hour_on))
+    busy.emit("step", n=6)
+    assert ship_spool(store, tmp_path, every_s=60) == 1
 
 
 def test_shipping_a_folder_that_is_not_there_ships_nothing(store: Store, tmp_path: Path) -> None:

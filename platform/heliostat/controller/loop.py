@@ -31,6 +31,8 @@ from heliostat.store import Store
 log = logging.getLogger(__name__)
 
 ROUND_S = 1.0
+SEGMENT_S = 5.0
+"""Events of one process make a segment of the store no more often."""
 
 
 def duties() -> list[Duty]:
@@ -70,7 +72,7 @@ class Controller:
             time.sleep(ROUND_S)
 
     def apply_round(self, now: float) -> None:
-        ship_spool(self._world.store, self._world.settings.spool)
+        ship_spool(self._world.store, self._world.settings.spool, every_s=SEGMENT_S)
         if not take_lease(self._world.store, self._holder, now):
             for duty in self._duties:
                 duty.forget()

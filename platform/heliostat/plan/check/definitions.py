@@ -41,6 +41,7 @@ def read_definition(definition: ClusterDefinition, models: Mapping[str, ModelSha
 
 def _group(name: str, group: WorkerGroup, platform: str | None) -> Group:
     at = f"groups.{name}"
+    efa = group.fabric.interfaces if group.fabric is not None and group.fabric.kind == "efa" else 0
     ib = group.fabric is not None and group.fabric.kind == "infiniband"
     shared = group.shared_memory
     return Group(
@@ -65,6 +66,7 @@ def _group(name: str, group: WorkerGroup, platform: str | None) -> Group:
         close=group.zone is not None or group.placement == "compact" or ib or platform == "on-premises",
         fabric=group.fabric is not None,
         fabric_applies=platform in FABRIC_PLATFORMS,
+        efa=efa,
         shared_memory_bytes=shared.bytes if shared else None,
         places={
             "nodes": f"{at}.nodes",
@@ -73,6 +75,9 @@ def _group(name: str, group: WorkerGroup, platform: str | None) -> Group:
             "instance": f"{at}.instance",
             "idle": f"{at}.idle_timeout",
             "shm": f"{at}.shared_memory",
+            "efa": f"{at}.fabric.interfaces"
+            if group.fabric and "interfaces" in group.fabric.model_fields_set
+            else f"{at}.fabric",
         },
     )
 

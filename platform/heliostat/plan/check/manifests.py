@@ -31,6 +31,7 @@ from heliostat.plan.workload import Dtype
 
 ZONES = ("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone")
 INSTANCES = ("node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type")
+EFA = "vpc.amazonaws.com/efa"
 LABEL_TYPE = "ray.io/accelerator-type"
 LABEL_MARKET = "ray.io/market-type"
 LABEL_ROLE = "heliostat.io/role"
@@ -245,6 +246,7 @@ def _group(item: Field, default: Role | None, cluster: Field) -> Group:
         close=_close(pod, selected, limits),
         fabric=_fabric(item, pod, limits),
         fabric_applies=not on_gke,
+        efa=_asked(container, EFA) or 0,
         tolerates=bool(list(pod["tolerations"].items())) or "cloud.google.com/gke-accelerator" in selected,
         shared_memory_bytes=shared,
         shared_memory_problem=problem,
@@ -260,6 +262,7 @@ def _group(item: Field, default: Role | None, cluster: Field) -> Group:
             "image": container["image"].path,
             "idle": idle.path,
             "shm": pod["volumes"].path,
+            "efa": limits[EFA].path,
             "env": container["env"].path,
         },
     )
@@ -405,7 +408,7 @@ def _fabric(item: Field, pod: Field, limits: Field) -> bool:
         "networks" in key or "interfaces" in key for key in item["template"]["metadata"]["annotations"].names()
     )
     interfaces = (
-        "vpc.amazonaws.com/efa",
+        EFA,
         "rdma/",
         "nvidia.com/rdma",
         "nvidia.com/hostdev",

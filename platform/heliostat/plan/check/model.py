@@ -72,6 +72,8 @@ class Group(Spot):
     fabric: bool = False
     fabric_applies: bool = True
     """False where the platform brings the fabric by means that the file does not show."""
+    efa: float = 0
+    """EFA interfaces that the pod asks for."""
     tolerates: bool = True
     shared_memory_bytes: float | None = None
     """Limit of /dev/shm, where the file gives one; KubeRay's own is as large as the pod's memory."""

@@ -132,6 +132,14 @@ def _against_instance(group: Group, name: str) -> Iterator[Hit]:
             f"write {known.memory_gib * 0.9:.0f}GiB or less: the node's own daemons need some",
         )
 
+    if group.efa and known.cloud == "aws" and group.efa > known.efa_interfaces:
+        has = f"{known.efa_interfaces}" if known.efa_interfaces else "none"
+        yield Hit(
+            group.place("efa"),
+            f"group {group.name} asks for {group.efa:g} EFA interfaces, and {name} has {has}",
+            f"write {has}" if known.efa_interfaces else "take the fabric out, or name an instance with EFA",
+        )
+
 
 def _never_fits(cluster: Cluster) -> Iterator[Hit]:
     """Work that no node of any group could take, however many there were. Without groups nothing is known of them."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from heliostat.cli.render import as_yaml, chosen
+from heliostat.definition import load
 from heliostat.errors import DefinitionError, UsageError
 from heliostat.plan.check import RULES, as_sarif, check_file, check_text, explain
 from heliostat.plan.params import shape_of_size
@@ -239,6 +241,32 @@ def test_time_slices_of_a_gpu_are_not_counted_as_gpus() -> None:
     assert shared.count("gpu.shared") == 1
     told = [finding.what for finding in check_text(shared).findings if finding.rule == "pod-not-on-instance"]
     assert not [what for what in told if "GPUs" in what]
+
+
+@pytest.mark.parametrize(("instance", "interfaces", "told"), [
+    ("p5.48xlarge", 32, None),
+    ("p5.48xlarge", 33, "33 EFA interfaces, and p5.48xlarge has 32"),
+    ("g5.12xlarge", 32, "32 EFA interfaces, and g5.12xlarge has 1"),
+    ("g5.2xlarge", 1, "1 EFA interfaces, and g5.2xlarge has none"),
+])  # fmt: skip
+def test_more_interfaces_than_the_instance_has_are_told_in_a_definition_and_in_its_manifests(
+    tmp_path: Path, instance: str, interfaces: int, told: str | None
+) -> None:
+    fabric = f"    fabric:\n      kind: efa\n      interfaces: {interfaces}\n    idle_timeout: 8h\n"
+    text = DEFINITION.replace("p5.48xlarge", instance).replace("    idle_timeout: 8h\n", fabric)
+    for path in (written(tmp_path, text), rendered(tmp_path, text)):
+        found = [each for each in check_file(path, models={}).findings if "EFA" in each.what]
+        assert [each.what.partition("asks for ")[2] for each in found] == ([told] if told else [])
+        assert all(
+            str(interfaces) in path.read_text().splitlines()[each.line - 1] for each in found if each.line is not None
+        )
+
+
+def rendered(tmp_path: Path, text: str) -> Path:
+    """The manifests of that definition."""
+    path = tmp_path / "manifests.yaml"
+    path.write_text(as_yaml(chosen(load(written(tmp_path, text)), "all")))
+    return path
 
 
 def test_the_page_of_rules_is_made_from_the_code() -> None:

@@ -647,15 +647,15 @@ class Jobs:
         """How far the run is, or was when it ended, with its curve; None while nothing is known."""
         return read_progress(self._platform.store, check_segment(run, what="run"))
 
-    def stop(self, job_id: str) -> None:
+    def stop(self, job_id: str) -> str:
         """Stop it, or take it out of the queue; submitting its run again resumes from the newest checkpoint.
 
-        A run's name stops its job that has not ended.
+        A run's name stops its job that has not ended. Returns the status that it had, as `list` shows it.
         """
         if (waiting := self._queued_as(job_id)) is not None:
             job_queue.remove(self._platform.store, waiting.job_id)
-            return
-        jobs_api.stop(self._platform.settings, job_id)
+            return waiting.status
+        return jobs_api.stop(self._platform.settings, job_id)
 
     def _queued(self, job_id: str) -> str | None:
         """Why it, or the run's job, waits in the queue; None where it does not."""

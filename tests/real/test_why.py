@@ -234,8 +234,13 @@ def test_a_job_that_waits_for_its_turn_in_the_queue(platform: Platform) -> None:
         with pytest.raises(JobError, match="has not started: needs 2 nodes"):
             platform.jobs.logs(second.job_id)
     finally:
-        for one in (second, first):
-            platform.jobs.stop(one.job_id)
+        had = [platform.jobs.stop(one.job_id) for one in (second, first)]
+    assert had[0] == "QUEUED"
+    assert had[1] in ("PENDING", "RUNNING")
+    deadline = time.monotonic() + LIMIT_S
+    while (again := platform.jobs.stop(first.job_id)) != "STOPPED":  # there is nothing to stop any more
+        assert time.monotonic() < deadline, again
+        time.sleep(0.3)
     assert second.job_id not in {row.job_id for row in platform.jobs.list()}
 
 

@@ -121,9 +121,14 @@ def job_stop(
 ) -> None:
     """Stop a job; submitting its run again resumes from the newest checkpoint."""
     from heliostat.sdk import Platform
+    from heliostat.train.queued import QUEUED
+    from heliostat.train.submit import FINISHED
 
-    Platform.connect(cluster).jobs.stop(job_id)
-    print_progress(f"stopping {job_id}")
+    before = Platform.connect(cluster).jobs.stop(job_id)
+    if before in FINISHED:
+        print_progress(f"{job_id} had ended before: {before}")
+    else:
+        print_progress(f"took {job_id} out of the queue" if before == QUEUED else f"stopping {job_id}")
 
 
 job.command("rehearse", context_settings=PASS_ON)(job_rehearse)

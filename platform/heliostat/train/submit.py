@@ -136,14 +136,18 @@ def logs(settings: Settings, job_id: str) -> str:
     return str(_client(settings).get_job_logs(job_id))
 
 
-def stop(settings: Settings, job_or_run: str) -> None:
+def stop(settings: Settings, job_or_run: str) -> str:
     """Ask the job, or the run's that has not ended, to end; the newest checkpoint stays, and the same run name resumes
-    from it.
+    from it. Returns the status that it had: one of FINISHED where there was nothing to stop.
     """
-    living = [row.job_id for row in list_jobs(settings) if row.run == job_or_run and row.status not in FINISHED]
-    job_id = living[-1] if living else job_or_run
-    _must_exist(settings, job_id)
-    _client(settings).stop_job(job_id)
+    rows = [row for row in list_jobs(settings) if job_or_run in (row.job_id, row.run)]
+    if not rows:
+        raise _unknown(settings, job_or_run)
+    living = [row for row in rows if row.status not in FINISHED]
+    if not living:
+        return rows[-1].status
+    _client(settings).stop_job(living[-1].job_id)
+    return living[-1].status
 
 
 def wait(settings: Settings, job: SubmittedJob, *, limit_s: float) -> Iterator[str]:
@@ -180,9 +184,13 @@ def _through_trouble(ask: Callable[[], Result]) -> Result:
 
 
 def _must_exist(settings: Settings, job_id: str) -> None:
-    known = [row.job_id for row in list_jobs(settings)]
-    if job_id not in known:
-        raise JobError(f"there is no job {job_id!r}", do=f"one of: {', '.join(known) or 'none was submitted yet'}")
+    if job_id not in [row.job_id for row in list_jobs(settings)]:
+        raise _unknown(settings, job_id)
+
+
+def _unknown(settings: Settings, job_id: str) -> JobError:
+    known = ", ".join(row.job_id for row in list_jobs(settings))
+    return JobError(f"there is no job {job_id!r}", do=f"one of: {known or 'none was submitted yet'}")
 
 
 def _client(settings: Settings) -> JobSubmissionClient:

@@ -932,14 +932,17 @@ class Apps:
             self._platform.store, self._platform.settings, name, spec, groups=groups, vram_bytes=self._vram_limit(spec)
         )
 
-    def wait_deployed(self, name: str, *, limit_s: float = 90) -> AppStatus:
+    def wait_deployed(self, name: str, *, limit_s: float = 90, progress: Progress = lambda _: None) -> AppStatus:
         """Until Serve knows the application and its route, with or without replicas. Raises AppNotReady."""
-        deadline = time.monotonic() + limit_s
+        deadline, told = time.monotonic() + limit_s, ""
         while True:
             found = next((app for app in self.list() if app.name == name), None)
             if found is not None and found.status == "RUNNING":
                 return found
             said = "Serve does not know it yet" if found is None else f"{found.status} {found.message}".strip()
+            if said != told:
+                progress(f"{name}: {said}")
+                told = said
             if time.monotonic() > deadline or (found is not None and found.status == "DEPLOY_FAILED"):
                 raise AppNotReady(f"application {name!r} is not there: {said}", do=f"heliostat why {name}")
             time.sleep(0.3)

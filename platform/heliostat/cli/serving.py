@@ -25,7 +25,7 @@ def app_deploy(name: str, cluster: Cluster = None) -> None:
     platform = Platform.connect(cluster)
     platform.apps.deploy(name)
     print_progress(f"{name} is wanted; waiting until Serve has it")
-    platform.apps.wait_deployed(name)
+    platform.apps.wait_deployed(name, progress=print_progress)
     print_progress(f"{name} answers at {platform.apps.url(name)} once a version is released")
 
 

@@ -6,6 +6,7 @@ changed, but for one small object in the store that is made and deleted again.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import shutil
@@ -36,6 +37,8 @@ MAX_SKEW_S = 60.0
 """A signed request is refused from 15 minutes on; long before that, times in reports disagree."""
 MAX_BACKLOG = 16 * 2**20
 """Bytes of events that wait for the store."""
+SLOW_IMPORT = "rfc3987_syntax"
+"""Compiles a grammar when it is imported, which takes a second of CPU."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def machine(env: os._Environ[str] | dict[str, str]) -> Iterator[Check]:
     """What has to be installed and allowed here, before any cluster."""
     yield _installed("ray", RAY)
     yield _installed("torch", None)
+    yield from _slow_starts()
     yield from _programs()
     yield from _proxies(env)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -200,6 +204,17 @@ def _installed(package: str, wanted: str | None) -> Check:
     if wanted is not None and found != wanted:
         return Check("warning", package, f"{found}; Heliostat was tried with {wanted}", f"pip install ray=={wanted}")
     return Check("fine", package, found)
+
+
+def _slow_starts() -> Iterator[Check]:
+    """Ray imports jsonschema in each of its processes, and jsonschema imports this where it finds it."""
+    if importlib.util.find_spec(SLOW_IMPORT) is not None:
+        yield Check(
+            "warning",
+            "Ray's start",
+            f"{SLOW_IMPORT} is here (Jupyter's server brings it): every Ray process takes a second of CPU longer to start",
+            "keep Jupyter's server in an environment of its own, or pip uninstall rfc3987-syntax",
+        )
 
 
 def _programs() -> Iterator[Check]:

@@ -102,6 +102,15 @@ def test_a_store_that_no_controller_looks_after(
     assert list(found) == ["controller"]
 
 
+def test_what_makes_each_ray_process_start_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not [check for check in doctor.machine({}) if check.what == "Ray's start"]
+    (tmp_path / "rfc3987_syntax.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    [found] = [check for check in doctor.machine({}) if check.what == "Ray's start"]
+    assert found.state == "warning"
+    assert "pip uninstall" in found.do
+
+
 def test_a_proxy_that_takes_what_is_meant_for_this_machine() -> None:
     assert list(broken(list(doctor.machine({"http_proxy": "http://proxy:3128"})))) == ["proxy"]
     assert broken(list(doctor.machine({"http_proxy": "http://proxy:3128", "no_proxy": "127.0.0.1"}))) == {}

@@ -212,7 +212,7 @@ def _slow_starts() -> Iterator[Check]:
         yield Check(
             "warning",
             "Ray's start",
-            f"{SLOW_IMPORT} is here (Jupyter's server brings it): every Ray process takes a second of CPU longer to start",
+            f"{SLOW_IMPORT} is here (Jupyter's server brings it): every Ray process starts a second of CPU later",
             "keep Jupyter's server in an environment of its own, or pip uninstall rfc3987-syntax",
         )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from heliostat.definition import WorkerGroup
+if TYPE_CHECKING:  # a training process reads this file, and has no need of the definition's models
+    from heliostat.definition import WorkerGroup
 
 # GB/s of one interface: EFA has 100 Gbit/s (p4d, p5, trn1), InfiniBand from HDR (200 Gbit/s) on.
 PER_INTERFACE = {"efa": 12.5, "infiniband": 25.0}

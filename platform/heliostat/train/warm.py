@@ -45,7 +45,8 @@ IMPORTS = (
     "safetensors.torch",
     "tokenizers",
     "obstore.store",
-    "pydantic",
+    "pydantic.main",  # pydantic itself imports nothing before it is asked
+    "pydantic.types",
     "ray.cloudpickle",
 )
 # For the warm process alone; see `_become`.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import httpx
 import pytest
 
 from heliostat import sdk
@@ -247,6 +248,12 @@ def test_a_notice_costs_no_step_and_the_node_is_left_before_the_deadline(platfor
     assert left.time_s < noticed_at + 30
     assert len(events_of(platform, job, "train_resumed")) == 1
     assert "goodput:" in platform.jobs.logs(job.job_id)
+    told = httpx.get(
+        f"{platform.settings.dashboard_url}/api/v0/tasks/summarize",
+        headers=platform.settings.token_header(), timeout=60, trust_env=False,
+    ).text  # fmt: skip
+    assert "Keeper.train" in told
+    assert "Keeper.progress" not in told, "the head keeps every question of the driver"
 
 
 @pytest.mark.slow

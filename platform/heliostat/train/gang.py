@@ -572,7 +572,7 @@ class Gang:
             if step and not attempt.leaving:
                 self._warm_up_others()
                 self._ask_paces(attempt)
-        attempt.asked = attempt.places[0].actor.progress.remote()
+        attempt.asked = _progress_of(attempt.places[0])
 
     def _ask_paces(self, attempt: _Attempt) -> None:
         """What a step's own work takes on each node, for whoever looks for slow ones."""
@@ -589,7 +589,7 @@ class Gang:
             attempt.paces = {}
         if time.monotonic() - attempt.paces_at > PACE_S:
             attempt.paces_at = time.monotonic()
-            attempt.paces = {place.actor.progress.remote(): place for place in attempt.places}
+            attempt.paces = {_progress_of(place): place for place in attempt.places}
 
     def _consider_leaving(self, attempt: _Attempt) -> None:
         """Leave nodes with a notice once there are others, at the latest before the deadline; grow when one can."""
@@ -717,6 +717,11 @@ def _result(reference: Any) -> Ended:  # Any: Ray's reference to an Ended
         return ray.get(reference)  # type: ignore[no-any-return]  # what Keeper.train returns
     except ray.exceptions.RayError as error:
         return Ended("lost", f"its worker is gone: {type(error).__name__}")
+
+
+def _progress_of(place: _Place) -> Any:  # Any: Ray's reference to a progress
+    """Asked several times a second, for hours: were each kept as a task, the head would hold 8 KB of each."""
+    return place.actor.progress.options(enable_task_events=False).remote()
 
 
 def _own_pace(reference: Any) -> float | None:  # Any: Ray's reference to a progress

@@ -148,7 +148,7 @@ def test_it_waits_as_long_as_the_client_does_and_then_says_when_to_come(tmp_path
         return web.Response(status=503)
 
     async def test(made: World) -> None:
-        status, headers, text = await made.post(X_Deadline_Ms="300")
+        status, headers, text = await made.post(X_Deadline_Ms="2000")
         assert (status, json.loads(text)["error"]["code"]) == (503, "no_replica")
         assert 1 <= int(headers["Retry-After"]) <= holding.FIRST_COLD_S
         assert len(made.asked) > 1

@@ -109,12 +109,17 @@ class Folder:
         folded = 0
         for day in _days(first, today):
             until = min(_start(day + _DAY), _us(now))
-            begun = frozenset[str]() if self._begun is None else self._begun.folded
-            self._segments.keep({info.key for each in by_day if each >= day for info in by_day[each]} - begun)
+            self._forget_before(day)
             folded += self._fold_day(day, by_day.get(day, []), chain, newest.get(day), until=until, progress=progress)
             if folded and (day - first).days % 10 == 9:
                 progress(f"folded up to {day}")
         return folded
+
+    def _forget_before(self, day: date) -> None:
+        """What no fold of this day or a later one reads again."""
+        folded = frozenset[str]() if self._begun is None else self._begun.folded
+        needed = {key for key in self._segments.parsed() if key in self._known and _last_day(self._known[key]) >= day}
+        self._segments.keep(needed - folded)
 
     def _list(self, since: date | None, today: date) -> None:
         """Every segment whose events may lie in those days."""
@@ -245,9 +250,14 @@ def _by_day(segments: Iterable[ObjectInfo]) -> dict[date, list[ObjectInfo]]:
     """
     found: dict[date, list[ObjectInfo]] = {}
     for info in segments:
-        for day in _days(_segment_day(info.key) - _DAY, (info.modified + CLOCK_MARGIN).date()):
+        for day in _days(_segment_day(info.key) - _DAY, _last_day(info)):
             found.setdefault(day, []).append(info)
     return found
+
+
+def _last_day(info: ObjectInfo) -> date:
+    """The last one that the segment may tell of."""
+    return (info.modified + CLOCK_MARGIN).date()
 
 
 def newest_entries(
@@ -432,6 +442,10 @@ class _Segments:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._parsed: dict[str, list[Event]] = {}
+
+    def parsed(self) -> frozenset[str]:
+        """Those in memory."""
+        return frozenset(self._parsed)
 
     def keep(self, keys: Set[str]) -> None:
         """Forget the others."""

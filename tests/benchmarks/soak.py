@@ -43,7 +43,7 @@ KINDS = (
     ("gcs_server", "gcs"), ("raylet", "raylet"), ("heliostat.controller", "controller"),
     ("heliostat.serve.hold", "hold"),
     ("dashboard.py", "dashboard"), ("ServeReplica", "replica"), ("ServeController", "serve controller"),
-    ("haproxy", "haproxy"), ("agent", "agents"), ("monitor", "autoscaler"),
+    ("haproxy", "haproxy"), ("agent", "agents"), ("log_monitor", "log monitors"), ("monitor", "autoscaler"),
 )  # fmt: skip
 LASTING = frozenset({"gcs", "controller", "hold", "dashboard", "serve controller", "autoscaler"})
 """Processes that live as long as the cluster: those that could leak for ever."""

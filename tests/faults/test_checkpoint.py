@@ -162,3 +162,21 @@ def test_two_drivers_never_get_the_same_generation(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert sorted(numbers) == list(range(1, 9))
+
+
+def test_a_checkpoint_needs_no_new_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is started without memory may die before it says that it began, and Python waits for that for ever: a
+    training worker that had been out of memory for some seconds stood at its next checkpoint until it was killed.
+    """
+    writer = CheckpointWriter(store, "memory", generation=claim_generation(store, "memory"), attempt="a")
+
+    def no_memory(_: threading.Thread) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(threading.Thread, "start", no_memory)
+    for step in (1, 2):
+        writer.save(step, Part({"w": torch.ones(3)}), {})
+    writer.wait()
+    found = newest(store, "memory")
+    assert found is not None
+    assert found.step == 2

@@ -18,9 +18,9 @@ import hashlib
 import json
 import random
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -205,8 +205,10 @@ class CheckpointWriter:
         self._store, self._run, self._generation, self._attempt = store, run, generation, attempt
         self._rank, self._ranks = rank, ranks
         self._on_trouble = on_trouble
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        # Its thread is started here and kept: one that is started without memory may never come, and is waited for.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writer.submit(int)
+        self._writing: Future[None] | None = None
         self._image: _FileImage | None = None
         self.started: int | None = None
         """The step of the newest checkpoint that was begun."""
@@ -217,7 +219,7 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._writing is not None and not self._writing.done()
 
     def save(self, step: int, part: Part, meta: Mapping[str, Any], *, sharded: bool = False) -> None:
         """Begin the checkpoint of a step; returns when its state is copied. Waits for the one before.
@@ -233,24 +235,17 @@ class CheckpointWriter:
         self._image.fill(part.tensors)
         self.started = step
         arguments = (step, self._image, dict(part.places), dict(meta), self._ranks if sharded else 1, begun)
-        self._thread = threading.Thread(target=self._run_write, args=arguments, name="checkpoint", daemon=True)
-        self._thread.start()
+        self._writing = self._writer.submit(self._run_write, *arguments)
 
     def wait(self) -> None:
         """Until the checkpoint under way is in the store. Raises what its upload raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _run_write(self, step: int, *arguments: Any) -> None:  # Any: the rest of _write's
-        try:
-            what = f"the checkpoint of step {step}"
-            patiently(lambda: self._write(step, *arguments), what=what, warn=self._on_trouble)
-        except Exception as error:  # noqa: BLE001  # a thread's boundary: handed to the next call of the owner
-            self._error = error
+        what = f"the checkpoint of step {step}"
+        patiently(lambda: self._write(step, *arguments), what=what, warn=self._on_trouble)
 
     def _write(
         self,

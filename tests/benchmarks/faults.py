@@ -248,7 +248,7 @@ def _disk_full(bench: Bench) -> None:
     if bench.spool_limited is None:
         raise Impossible("a file system of its own cannot be mounted here")
     filler = bench.spool_limited / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), filler.open("wb") as file:  # what is left to write fails as it is closed
         while True:
             file.write(b"x" * 4096)
             file.flush()

@@ -140,9 +140,10 @@ def stop(settings: Settings, job_or_run: str) -> str:
     """Ask the job, or the run's that has not ended, to end; the newest checkpoint stays, and the same run name resumes
     from it. Returns the status that it had: one of FINISHED where there was nothing to stop.
     """
-    rows = [row for row in list_jobs(settings) if job_or_run in (row.job_id, row.run)]
+    known = list_jobs(settings)
+    rows = [row for row in known if job_or_run in (row.job_id, row.run)]
     if not rows:
-        raise _unknown(settings, job_or_run)
+        raise _unknown(job_or_run, known)
     living = [row for row in rows if row.status not in FINISHED]
     if not living:
         return rows[-1].status
@@ -184,13 +185,14 @@ def _through_trouble(ask: Callable[[], Result]) -> Result:
 
 
 def _must_exist(settings: Settings, job_id: str) -> None:
-    if job_id not in [row.job_id for row in list_jobs(settings)]:
-        raise _unknown(settings, job_id)
+    known = list_jobs(settings)
+    if job_id not in [row.job_id for row in known]:
+        raise _unknown(job_id, known)
 
 
-def _unknown(settings: Settings, job_id: str) -> JobError:
-    known = ", ".join(row.job_id for row in list_jobs(settings))
-    return JobError(f"there is no job {job_id!r}", do=f"one of: {known or 'none was submitted yet'}")
+def _unknown(job_id: str, known: Sequence[JobRow]) -> JobError:
+    names = ", ".join(row.job_id for row in known)
+    return JobError(f"there is no job {job_id!r}", do=f"one of: {names or 'none was submitted yet'}")
 
 
 def _client(settings: Settings) -> JobSubmissionClient:

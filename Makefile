@@ -12,8 +12,8 @@ demo: $(READY)
 
 # What needs no cluster runs side by side; clusters run one after the other, since two would share the cores.
 test: $(READY)
-	$(BIN)/pytest -n 2 --ignore=tests/faults --ignore=tests/real --ignore=tests/docs/test_notebooks.py
-	$(BIN)/pytest tests/docs/test_notebooks.py tests/faults tests/real
+	$(BIN)/pytest -n 2 -m "not cluster"
+	$(BIN)/pytest -m cluster
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -22,12 +22,13 @@ SECRET_KEY = "test-secret"
 LAPTOP = Path(__file__).parents[1] / "cluster" / "laptop.yaml"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test` has to end within half an hour on two cores."""
-    if os.environ.get("SLOW"):
-        return
     for item in items:
-        if item.get_closest_marker("slow"):
+        if "running_platform" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
+        if item.get_closest_marker("slow") and not os.environ.get("SLOW"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: SLOW=1 runs it"))
 
 

@@ -7,13 +7,16 @@ on disk before `emit` returns, and a line torn by a kill is never read. In the s
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,7 +30,12 @@ from heliostat.names import check_segment
 if TYPE_CHECKING:
     from heliostat.store import Store
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 1
+HELD_EVENTS = 10_000  # of one process, in memory, while the disk takes none: some 3 MB
+RETRY_S = 1.0
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 CLOCK_MARGIN = timedelta(hours=1)
 _OFFSET = ".shipped"  # beside a spool file: "<bytes shipped> <next segment>"
 # Of the envelope; an event's own fields may not have these names.
@@ -108,7 +116,11 @@ class Event:
 
 
 class Spool:
-    """One process's file of events. Several threads may emit."""
+    """One process's file of events. Several threads may emit.
+
+    A full disk ends no work: what it does not take is held in memory, in order, and written as soon as it does. Of
+    more than HELD_EVENTS the oldest are lost, and the log says so.
+    """
 
     def __init__(self, folder: Path, source: str) -> None:
         check_segment(source, what="event source")
@@ -116,20 +128,64 @@ class Spool:
         self._source = source
         self._path = folder / f"{source}.jsonl"
         self._lock = threading.Lock()
+        self._held: deque[bytes] = deque(maxlen=HELD_EVENTS)
+        self._retrying = False
 
     def emit(self, kind: str, **fields: Any) -> Event:
-        """Append one event; it is on disk when this returns. Raises ValueError for a field with a reserved name."""
+        """Append one event; it is on disk when this returns, or held if the disk is full.
+
+        Raises ValueError for a field with a reserved name.
+        """
         if taken := _RESERVED & set(fields):
             raise ValueError(f"{sorted(taken)[0]!r} belongs to the event's envelope; name the field otherwise")
         event = Event(uuid.uuid4().hex, kind, self._source, time.time(), time.monotonic(), fields)
-        line = json.dumps(_record(event), separators=(",", ":")).encode() + b"\n"
-        with self._lock, self._path.open("ab+") as file:
-            if _ends_torn(file.fileno()):
-                line = b"\n" + line  # the writer before was killed in the middle of its line
-            file.write(line)
+        with self._lock:
+            if len(self._held) == HELD_EVENTS:
+                log.error("an event is lost: %s holds %d that the disk does not take", self._source, HELD_EVENTS)
+            self._held.append(json.dumps(_record(event), separators=(",", ":")).encode() + b"\n")
+            try:
+                self._write()
+            except OSError as error:
+                if error.errno not in _DISK_FULL:
+                    self._held.pop()
+                    raise
+                self._retry_later(error)
+        return event
+
+    def flush(self) -> None:
+        """Write what is held. Raises OSError while the disk does not take it."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._held:
+            return
+        with self._path.open("ab+") as file:
+            # Whoever wrote before was cut in the middle of its line, by a kill or by the end of the disk. What of the
+            # held lines was written whole is written again: readers drop a repeated event by its id.
+            file.write((b"\n" if _ends_torn(file.fileno()) else b"") + b"".join(self._held))
             file.flush()
             os.fsync(file.fileno())
-        return event
+        self._held.clear()
+
+    def _retry_later(self, error: OSError) -> None:
+        if self._retrying:
+            return
+        log.error("events of %s are held in memory: %s", self._source, error)
+        self._retrying = True
+        threading.Thread(target=self._retry, name="held-events", daemon=True).start()
+
+    def _retry(self) -> None:
+        while True:
+            time.sleep(RETRY_S)
+            with self._lock:
+                try:
+                    self._write()
+                except OSError:
+                    continue
+                self._retrying = False
+                log.warning("events of %s are on disk again", self._source)
+                return
 
 
 def read_spool(folder: Path) -> list[Event]:

@@ -17,6 +17,7 @@ from heliostat.train import submit
 from tests.faults.test_training import write_csv
 
 pytestmark = [
+    pytest.mark.cluster,
     pytest.mark.real,
     pytest.mark.timeout(700),
     pytest.mark.slow,

@@ -30,7 +30,7 @@ from heliostat.train.logs import read_logs
 from heliostat.train.market import Terms
 from heliostat.train.submit import SubmittedJob, submit
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.cluster, pytest.mark.real, pytest.mark.timeout(280)]
 JOB = "intent-classifier"
 LAPTOP = Path(__file__).parents[2] / "cluster" / "laptop.yaml"
 COMMANDS = {

@@ -21,7 +21,7 @@ from heliostat.sdk import Platform
 from heliostat.serve.keys import create_key
 from tests.tiny_apps import embeddings_files, language_files
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.real, pytest.mark.timeout(300)]
 DEFINITION = Path(__file__).parents[2] / "cluster" / "laptop-apps.yaml"
 NAME = "test-apps"
 META = ArtifactMetadata(

@@ -25,7 +25,7 @@ from heliostat.registry import Artifact, ArtifactMetadata, Lineage, move_alias, 
 from heliostat.sdk import Platform
 from heliostat.settings import make_current
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.real, pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]
 LAPTOP = ROOT / "cluster" / "laptop.yaml"
 APP = "intent-classifier"

@@ -21,6 +21,7 @@ from heliostat.meter.waste import Finding, Memory, Step, find, remember
 from heliostat.sdk import Platform
 
 pytestmark = [
+    pytest.mark.cluster,
     pytest.mark.real,
     pytest.mark.timeout(180),
 ]

@@ -20,7 +20,7 @@ from heliostat.events import read_spool
 from heliostat.plan.why import Cause, Snapshot, explain, explain_all
 from heliostat.sdk import Platform
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.real, pytest.mark.timeout(240)]
 
 DEFINITION = """\
 name: why

@@ -444,9 +444,16 @@ def _refuse_change(record: ClusterRecord, path: Path) -> None:
 def _end(record: ClusterRecord, folder: Path) -> list[processes.OwnedProcess]:
     living = {process.node_id for process in processes.owned(mark(record))}
     ended = processes.end_all(mark(record))
-    _close_nodes(folder, living)
     shutil.rmtree(record.temp_dir, ignore_errors=True)
-    _write_record(folder, replace(record, phase="down"))
+    try:
+        _close_nodes(folder, living)
+        _write_record(folder, replace(record, phase="down"))
+    except OSError as error:
+        raise ClusterError(
+            f"every process of cluster {record.name!r} is ended, but that cannot be written down: {error}",
+            where=str(folder),
+            do=f"make room there, then run `heliostat down --cluster {record.name}` again",
+        ) from error
     return ended
 
 
@@ -455,7 +462,7 @@ def _close_nodes(folder: Path, living: set[str]) -> None:
 
     One that was gone before, with the machine perhaps, ended when the cluster last wrote anything.
     """
-    from heliostat.cluster.nodes import emit_node_event, read_nodes, update_node
+    from heliostat.cluster.nodes import emit_node_event, read_nodes, write_node
     from heliostat.events import Spool
 
     heard = max((path.stat().st_mtime for path in (folder / "spool").glob("*.jsonl")), default=time.time())
@@ -463,8 +470,10 @@ def _close_nodes(folder: Path, living: set[str]) -> None:
     for node in read_nodes(folder):
         if node.ended_at is None:
             at = time.time() if node.node_id in living else max(heard, node.started_at)
-            ended = update_node(folder, node.node_id, ended_at=at, reason="cluster down")
+            ended = replace(node, ended_at=at, reason=node.reason or "cluster down")
             emit_node_event(spool, "node_ended", ended)
+            spool.flush()  # told before it is marked: what is marked is told no second time
+            write_node(folder, ended)
 
 
 def _cuda_devices() -> int:

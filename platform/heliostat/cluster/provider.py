@@ -7,6 +7,7 @@ down) can see it; start and end of each node become events for the meter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,13 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
         }
         self._devices: dict[str, list[int]] = {}
         self._gpus: dict[str, float] = {}
+        self._unmarked: list[NodeRecord] = []
+        """Ended nodes whose end is not on disk yet."""
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
         with self._lock:
             self._reap()
+            self._mark_ended()
             return [
                 node
                 for node, tags in self._tags.items()
@@ -115,7 +120,8 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             process = self._running.get(node_id)
         if process is None:
             return
-        update_node(self._state_dir, node_id, stopping_at=time.time())
+        with contextlib.suppress(OSError):  # a full disk keeps no node alive
+            update_node(self._state_dir, node_id, stopping_at=time.time())
         processes.kill_node(self._mark, node_id)
         process.wait()
         self._forget(node_id, reason="scaled down")
@@ -147,7 +153,24 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        processes.note_session(self._mark, process.pid, node_id=node_id)
+        try:
+            record = self._note(spec, process.pid, started_at, devices)
+        except OSError:  # nobody would know of it, and end it
+            process.kill()
+            process.wait()
+            raise
+        with self._lock:
+            self._running[node_id] = process
+            self._devices[node_id] = devices
+            self._gpus[node_id] = float(resources.get("GPU", 0))
+            self._tags[node_id] = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER}
+        emit_node_event(self._spool, "node_started", record)
+        self._wait_registered(node_id, process, log_path)
+
+    def _note(self, spec: dict[str, Any], pid: int, started_at: float, devices: list[int]) -> NodeRecord:
+        """On disk, so that whoever ends the cluster finds the node."""
+        node_id, group, resources = spec["node_id"], spec["group"], spec["resources"]
+        processes.note_session(self._mark, pid, node_id=node_id)
         about = self._config["groups"][group]
         record = NodeRecord(
             node_id=node_id,
@@ -156,20 +179,14 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             market=about["market"],
             gpus=float(about.get("devices", resources.get("GPU", 0))),
             cpus=float(resources.get("CPU", 0)),
-            pid=process.pid,
+            pid=pid,
             started_at=started_at,
             instance=about.get("instance") or "",
             zone=about.get("zone") or "",
             devices=tuple(devices),
         )
         write_node(self._state_dir, record)
-        emit_node_event(self._spool, "node_started", record)
-        with self._lock:
-            self._running[node_id] = process
-            self._devices[node_id] = devices
-            self._gpus[node_id] = float(resources.get("GPU", 0))
-            self._tags[node_id] = {**tags, TAG_RAY_NODE_KIND: NODE_KIND_WORKER}
-        self._wait_registered(node_id, process, log_path)
+        return record
 
     def _refuse_beyond_capacity(self, group: str) -> None:
         """As a cloud does that has no more spot machines to give."""
@@ -230,10 +247,20 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             self._tags.pop(node_id, None)
             self._devices.pop(node_id, None)
             self._gpus.pop(node_id, None)
-        path = self._state_dir / "nodes" / f"{node_id}.json"
-        known = json.loads(path.read_text()).get("reason")  # a reclaim has already said why
-        record = update_node(self._state_dir, node_id, ended_at=time.time(), reason=known or reason)
-        emit_node_event(self._spool, "node_ended", record)
+            record = NodeRecord(**json.loads((self._state_dir / "nodes" / f"{node_id}.json").read_text()))
+            # A reclaim has already said why.
+            record = replace(record, ended_at=time.time(), reason=record.reason or reason)
+            emit_node_event(self._spool, "node_ended", record)
+            self._unmarked.append(record)
+            self._mark_ended()
+
+    def _mark_ended(self) -> None:
+        """A node is marked once its end is told: `down` tells the end of whatever is not marked."""
+        with self._lock, contextlib.suppress(OSError):  # a full disk: at the autoscaler's next look
+            self._spool.flush()
+            while self._unmarked:
+                write_node(self._state_dir, self._unmarked[0])
+                del self._unmarked[0]
 
     def _take_devices(self, count: int) -> list[int]:
         """CUDA devices for a node, each given to one node at a time; [] where GPUs are only logical."""

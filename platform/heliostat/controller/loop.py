@@ -72,7 +72,10 @@ class Controller:
             time.sleep(ROUND_S)
 
     def apply_round(self, now: float) -> None:
-        ship_spool(self._world.store, self._world.settings.spool, every_s=SEGMENT_S)
+        try:
+            ship_spool(self._world.store, self._world.settings.spool, every_s=SEGMENT_S)
+        except OSError as error:  # a full disk: what is shipped cannot be noted, and is shipped again. The duties go on
+            log.warning("events are not shipped: %s", error)
         if not take_lease(self._world.store, self._holder, now):
             for duty in self._duties:
                 duty.forget()

@@ -58,3 +58,11 @@ def test_whoever_has_not_the_lease_forgets_and_does_not_act(store: Store, tmp_pa
     controller(store, tmp_path, first).apply_round(2000.0)
     controller(store, tmp_path, second).apply_round(2001.0)
     assert (first.acted, second.acted, second.forgot) == ([2000.0], [], 1)
+
+
+def test_a_full_disk_of_events_keeps_no_duty_from_being_done(store: Store, tmp_path: Path) -> None:
+    duty = Counting(1)
+    loop = controller(store, tmp_path, duty)
+    (tmp_path / "spool" / ".shipping").mkdir(parents=True)  # cannot be opened for writing, as on a full disk
+    loop.apply_round(1000.0)
+    assert duty.acted == [1000.0]

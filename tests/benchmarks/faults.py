@@ -106,7 +106,8 @@ class Bench:
     released: Counter[str] = field(default_factory=Counter)
     crashes: list[str] = field(default_factory=list)
     """Exceptions out of the SDK that are no HeliostatError."""
-    spool_limited: Path | None = None
+    disk: Path | None = None
+    """A small file system of its own, with all that the cluster writes but Ray's logs and the store."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -243,19 +244,35 @@ def _corrupting(bench: Bench) -> None:
         delete_version(bench.direct, APP, artifact.version, who="bench", why="it was rotten")
 
 
-def _disk_full(bench: Bench) -> None:
-    """No byte more where events are written."""
-    if bench.spool_limited is None:
+@contextlib.contextmanager
+def _full_disk(bench: Bench) -> Iterator[None]:
+    """No byte more where events, nodes and logs are written."""
+    if bench.disk is None:
         raise Impossible("a file system of its own cannot be mounted here")
-    filler = bench.spool_limited / "filler"
+    filler = bench.disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:  # what is left to write fails as it is closed
         while True:
             file.write(b"x" * 4096)
             file.flush()
     try:
-        time.sleep(6)
+        yield
     finally:
         filler.unlink()
+
+
+def _disk_full(bench: Bench) -> None:
+    with _full_disk(bench):
+        time.sleep(6)
+
+
+def _node_lost_on_a_full_disk(bench: Bench) -> None:
+    """The node that takes its place cannot be written down before there is room."""
+    from heliostat.cluster import processes
+
+    node = bench.node("train")
+    with _full_disk(bench):
+        processes.kill_node(bench.mark, node.node_id)
+        time.sleep(15)
 
 
 def _no_memory(find: Callable[[Bench], list[Any]]) -> Callable[[Bench], None]:
@@ -365,7 +382,8 @@ FAULTS: dict[str, Callable[[Bench], None]] = {
     "store's answers lost": _store(10, _some(0.2, Action.RESET_AFTER)),
     "store cut half way": _store(10, _some(0.2, Action.RESET_HALFWAY)),
     "store corrupting": _corrupting,
-    "disk of events full": _disk_full,
+    "disk full": _disk_full,
+    "training node lost, disk full": _node_lost_on_a_full_disk,
     "object store full": _object_store_full,
     "token replaced": _token_replaced,
     "port taken": _port_taken,
@@ -560,13 +578,12 @@ def standing(folder: Path, seed: int) -> Iterator[Bench]:
     server = store_server.start(
         folder / "store", port=port, access_key="bench", secret_key=os.environ["AWS_SECRET_ACCESS_KEY"], log=log
     )
-    spool = folder / "home" / "clusters" / "faults" / "spool"
     proxy = StoreProxy(upstream_of(f"http://127.0.0.1:{port}"))
     with contextlib.ExitStack() as stack:
         stack.callback(store_server.stop, server)
         store_server.wait_ready(server, port=port, log=log)
         stack.enter_context(proxy.running())
-        limited = stack.enter_context(_own_file_system(spool))
+        limited = stack.enter_context(_own_file_system(folder / "home" / "clusters" / "faults"))
         (project / "faults.yaml").write_text(DEFINITION.format(endpoint=proxy.endpoint))
         platform = sdk.up(project / "faults.yaml", progress=lambda line: print(f"  {line}", file=sys.stderr))
         stack.callback(platform.down)
@@ -579,7 +596,7 @@ def standing(folder: Path, seed: int) -> Iterator[Bench]:
         )
         platform.apps.deploy(APP)
         job = platform.jobs.submit(JOB, arguments=["--workers", "1", "--steps", "1000000", "--pause", "0.1"])
-        bench = Bench(platform, proxy, direct, folder, random.Random(seed), job.run, spool_limited=limited)
+        bench = Bench(platform, proxy, direct, folder, random.Random(seed), job.run, disk=limited)
         try:
             world.wait_answered(platform, platform.apps.url(APP), {"text": "ready"}, limit_s=200)
             world.until(lambda: any(event.kind == "checkpoint" for event in _of_run(bench)), "a checkpoint")
@@ -613,7 +630,9 @@ def _own_file_system(folder: Path) -> Iterator[Path | None]:
     """A small one of its own for the folder, where this machine lets us mount; None elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "heliostat-faults", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "heliostat-faults", str(folder)],
+        capture_output=True,
+        check=False,
     )
     try:
         yield folder if done.returncode == 0 else None

@@ -383,7 +383,7 @@ FAULTS: dict[str, Callable[[Bench], None]] = {
     "store cut half way": _store(10, _some(0.2, Action.RESET_HALFWAY)),
     "store corrupting": _corrupting,
     "disk full": _disk_full,
-    "training node lost, disk full": _node_lost_on_a_full_disk,
+    "node lost on a full disk": _node_lost_on_a_full_disk,
     "object store full": _object_store_full,
     "token replaced": _token_replaced,
     "port taken": _port_taken,

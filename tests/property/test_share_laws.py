@@ -13,7 +13,7 @@ from heliostat.errors import UsageError
 from heliostat.plan.share import Decision, Policy, Request, Running, charge, decide
 
 TEAMS = ("search", "speech", "vision")
-requests = st.builds(
+wholes = st.builds(
     Request,
     job=st.uuids().map(str),
     team=st.sampled_from(TEAMS),
@@ -23,6 +23,13 @@ requests = st.builds(
     submitted_at=st.integers(0, 1000).map(float),
     priority=st.integers(-1, 1),
 )
+NODE = 8.0  # GPUs
+parts = st.builds(
+    lambda whole, gpus: replace(whole, nodes=1, gpus_per_node=gpus, node_gpus=NODE),
+    wholes,
+    st.integers(1, 8).map(float),  # all of a node is a whole one
+)
+requests = wholes | parts
 capacities = st.fixed_dictionaries({"a100": st.integers(0, 8), "h100": st.integers(0, 8)})
 usages = st.dictionaries(st.sampled_from(TEAMS), st.floats(0, 1e6), max_size=3)
 policies = st.builds(
@@ -33,13 +40,43 @@ policies = st.builds(
 queues = st.lists(requests, max_size=10)
 
 
-def whole(running: list[Request], capacity: dict[str, int]) -> list[Running]:
+@dataclass
+class Nodes:
+    """GPUs free on each node of a group, and who is where: the test's own count of what fits."""
+
+    free: list[float]
+    at: dict[str, list[int]] = field(default_factory=dict)
+
+    def place(self, request: Request) -> bool:
+        if request.gpus_per_node < request.node_gpus:
+            able = [(left, node) for node, left in enumerate(self.free) if left >= request.gpus_per_node]
+            chosen, takes = [node for _, node in sorted(able)[:1]], request.gpus_per_node
+        else:
+            chosen = [node for node, left in enumerate(self.free) if left == NODE][: request.nodes]
+            takes = NODE
+        if len(chosen) < request.nodes:
+            return False
+        self.at[request.job] = chosen
+        for node in chosen:
+            self.free[node] -= takes
+        return True
+
+    def remove(self, request: Request) -> None:
+        for node in self.at.pop(request.job):
+            self.free[node] += request.gpus_per_node if request.gpus_per_node < request.node_gpus else NODE
+
+
+def cluster(capacity: dict[str, int]) -> dict[str, Nodes]:
+    return {group: Nodes([NODE] * nodes) for group, nodes in capacity.items()}
+
+
+def whole(running: list[Request], capacity: dict[str, int], nodes: dict[str, Nodes] | None = None) -> list[Running]:
     """As many of them as fit, as if they ran."""
-    left, found = dict(capacity), []
+    nodes, found = nodes or cluster(capacity), []
     for request in running:
-        if request.nodes <= left[request.group]:
-            left[request.group] -= request.nodes
-            found.append(Running(request, request.submitted_at))
+        if nodes[request.group].place(request):
+            on = tuple((str(node), request.gpus_per_node) for node in nodes[request.group].at[request.job])
+            found.append(Running(request, request.submitted_at, on=on))
     return found
 
 
@@ -48,13 +85,11 @@ def whole(running: list[Request], capacity: dict[str, int]) -> list[Running]:
 def test_gangs_start_whole_and_never_beyond_capacity(
     queue: list[Request], others: list[Request], capacity: dict[str, int], usage: dict[str, float], policy: Policy
 ) -> None:
-    running = whole(others, capacity)
+    nodes = cluster(capacity)
+    running = whole(others, capacity, nodes)
     made = decide(queue, running, capacity, usage, policy, now=2000)
     by_name = {request.job: request for request in queue}
-    for group in capacity:
-        held = sum(one.request.nodes for one in running if one.request.group == group)
-        held += sum(by_name[job].nodes for job in made.start if by_name[job].group == group)
-        assert held <= capacity[group]
+    assert all(nodes[by_name[job].group].place(by_name[job]) for job in made.start)
     assert sorted([*made.start, *(wait.job for wait in made.waits)]) == sorted(by_name)
 
 
@@ -91,22 +126,25 @@ def test_the_order_in_which_things_are_told_decides_nothing(
 def test_only_jobs_of_teams_above_their_share_are_asked_to_leave_and_never_in_vain(
     queue: list[Request], others: list[Request], capacity: dict[str, int], usage: dict[str, float], policy: Policy
 ) -> None:
-    running = whole(others, capacity)
+    nodes = cluster(capacity)
+    running = whole(others, capacity, nodes)
     made = decide(queue, running, capacity, usage, policy, now=2000)
+    for request in queue:
+        assert request.job not in made.start or nodes[request.group].place(request)
     for group in capacity:
         gone = [o for o in running if o.request.job in made.leave and o.request.group == group]
         stay = [o for o in running if o.request.job not in made.leave and o.request.group == group]
         if not gone:
             continue
-        started = sum(r.nodes for r in queue if r.job in made.start and r.group == group)
-        room = capacity[group] - started - sum(o.request.nodes for o in stay)
-        assert any(r.nodes <= room for r in queue if r.group == group and r.job not in made.start)
+        for one in gone:
+            nodes[group].remove(one.request)
+        assert any(nodes[group].place(r) for r in queue if r.group == group and r.job not in made.start)
         teams = {r.team for r in queue if r.group == group} | {
             o.request.team for o in running if o.request.group == group
         }
         for team in {o.request.team for o in gone}:
             due = capacity[group] * policy.share(team) / sum(map(policy.share, teams))
-            assert sum(o.request.nodes for o in stay if o.request.team == team) >= due - 1e-6
+            assert sum(o.request.size for o in stay if o.request.team == team) >= due - 1e-6
 
 
 # --- an hour of it
@@ -234,6 +272,51 @@ def test_a_job_that_never_fits_is_told_so_and_holds_up_nobody() -> None:
     assert made.start == ("small",)
     assert [(wait.job, wait.hopeless) for wait in made.waits] == [("huge", True)]
     assert "never has more than 8" in made.waits[0].why
+
+
+def part(job: str, gpus: float, team: str = "search", submitted_at: float = 0.0) -> Request:
+    return Request(job, team, "a100", 1, gpus, submitted_at, node_gpus=NODE)
+
+
+def test_jobs_that_need_a_part_share_a_node_and_leave_the_others_whole() -> None:
+    queue = [part(f"small-{number}", 2) for number in range(4)]
+    gang = Request("gang", "search", "a100", 3, NODE, 1.0)
+    assert decide([*queue, gang], [], {"a100": 4}, {}, Policy({}), now=2).waits == ()
+    fifth = decide([*queue, part("fifth", 2), gang], [], {"a100": 4}, {}, Policy({}), now=2)
+    assert [wait.why for wait in fifth.waits] == ["needs 3 nodes of a100 at once, 2 free; waits 1s"]
+
+
+def test_a_part_goes_where_there_is_room_and_is_told_how_much_there_is() -> None:
+    here = [Running(part(job, 5), 0.0, on=((job, 5.0),)) for job in ("a", "b")]
+    made = decide([part("large", 4), part("fits", 3)], here, {"a100": 2}, {}, Policy({}), now=7)
+    assert made.start == ("fits",)
+    assert [wait.why for wait in made.waits] == ["needs 4 GPUs of a node of a100, 3 free on one; waits 7s"]
+
+
+def test_parts_that_ray_has_put_on_two_nodes_are_on_two_nodes() -> None:
+    split = Running(part("split", 2), 0.0, on=(("a", 1.0), ("b", 1.0)))
+    whole = Request("whole", "search", "a100", 1, NODE, 0.0)
+    assert decide([whole], [split], {"a100": 2}, {}, Policy({}), now=1).start == ()
+    assert decide([part("more", 7)], [split], {"a100": 2}, {}, Policy({}), now=1).start == ("more",)
+
+
+def test_only_those_leave_whose_node_comes_free() -> None:
+    """A whole node is due. The youngest job of all is no help: whoever shares its node has run for the longest."""
+    policy = Policy({"search": 3, "speech": 2}, patience_s=10)
+    here = [
+        Running(part("long", 6, "speech"), 1.0, on=(("a", 6.0),)),
+        Running(part("young", 1, "speech"), 9.0, on=(("a", 1.0),)),
+        Running(part("x", 4, "speech"), 3.0, on=(("b", 4.0),)),
+        Running(part("y", 4, "speech"), 2.0, on=(("b", 4.0),)),
+    ]
+    due = Request("due", "search", "a100", 1, NODE, 0.0)
+    made = decide([due], here, {"a100": 2}, {}, policy, now=20)
+    assert sorted(made.leave) == ["x", "y"]
+
+
+def test_a_part_of_several_nodes_is_refused() -> None:
+    with pytest.raises(UsageError, match="2 GPUs of 3 nodes"):
+        decide([replace(part("a", 2), nodes=3)], [], {"a100": 3}, {}, Policy({}), now=0)
 
 
 @pytest.mark.parametrize("share", [0, -1, float("inf"), float("nan")])

@@ -16,7 +16,7 @@ from heliostat import sdk
 from heliostat.cluster import embedded, processes
 from heliostat.cluster.nodes import set_capacity
 from heliostat.errors import JobError, UsageError
-from heliostat.events import read_spool
+from heliostat.events import Event, read_spool
 from heliostat.plan.why import Cause, Snapshot, explain, explain_all
 from heliostat.sdk import Platform
 
@@ -31,12 +31,14 @@ groups:
   train: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 60s}
   dry: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2, idle_timeout: 60s, fallback: spare}
   spare: {role: training, market: on-demand, cpus: 1, gpus: 1, nodes: 0..1, idle_timeout: 5s}
+  wide: {role: training, market: spot, cpus: 2, gpus: 2, nodes: 0..1, idle_timeout: 5s}
   large: {role: training, market: spot, cpus: 1, gpus: 6, nodes: 0..1, idle_timeout: 60s}
 budgets: {max_gpus: 5}
 store: {kind: embedded, bucket: heliostat}
 tags: {team: demo, project: voice}
 jobs:
   whole: {entrypoint: sleep 900, group: train, publishes: whole, nodes: 2}
+  part: {entrypoint: python -m train_jobs.steady --workers 1 --steps 100000, group: wide, publishes: steady, gpus: 1}
   trains: {entrypoint: python -m train_jobs.steady --workers 1, group: dry, publishes: steady, falls_back: true}
 applications:
   chat: {recipe: "apps.chat:Chat", model: chat@production, group: serve, route: /chat, replicas: 1..1}
@@ -244,6 +246,20 @@ def test_a_job_that_waits_for_its_turn_in_the_queue(platform: Platform) -> None:
     assert second.job_id not in {row.job_id for row in platform.jobs.list()}
 
 
+def test_jobs_that_need_a_part_share_a_node_and_one_more_waits_for_room(platform: Platform) -> None:
+    jobs = [platform.jobs.submit("part") for _ in range(3)]
+    try:
+        one, other = (trains_on(platform, job.run, "wide") for job in jobs[:2])
+        assert one.fields["node"] == other.fields["node"]
+        last = until(platform, jobs[2].job_id, "queued").what
+        assert "needs 1 GPU of a node of wide, 0 free on one" in last
+        platform.jobs.stop(jobs[0].job_id)
+        trains_on(platform, jobs[2].run, "wide")
+    finally:
+        for job in jobs:
+            platform.jobs.stop(job.job_id)
+
+
 @pytest.mark.parametrize(
     ("name", "code", "cause"),
     [
@@ -307,22 +323,26 @@ def test_a_limit_of_the_market_is_for_groups_that_there_are(platform: Platform) 
 def test_without_spot_a_training_goes_to_the_fallback_and_returns_at_a_checkpoint(platform: Platform) -> None:
     """The last test here: it leaves a node of `dry`, which others want to have none."""
     job = platform.jobs.submit("trains", arguments=["--steps", "100000", "--pause", "0.1"])
-    on_spare = worker_nodes(platform, job.run, "spare")
+    on_spare = worker_began(platform, job.run, "spare")
     platform.limit_capacity("dry", None)
-    on_dry = worker_nodes(platform, job.run, "dry")
+    on_dry = worker_began(platform, job.run, "dry")
     steps = [event.fields["step"] for event in read_spool(platform.settings.spool) if event.kind == "step"]
     platform.jobs.stop(job.job_id)
     assert on_spare < on_dry
     assert len(steps) == len(set(steps)), "a step was made twice"
 
 
-def worker_nodes(platform: Platform, run: str, group: str) -> float:
+def worker_began(platform: Platform, run: str, group: str) -> float:
     """When a worker of the run began on a node of the group; waits for it, and for three steps there."""
+    return trains_on(platform, run, group).time_s
+
+
+def trains_on(platform: Platform, run: str, group: str) -> Event:
     deadline = time.monotonic() + 2 * LIMIT_S
     while time.monotonic() < deadline:
         events = [event for event in read_spool(platform.settings.spool) if event.fields.get("run") == run]
         began = [e for e in events if e.kind == "worker_started" and e.fields["node"].startswith(f"{group}-")]
         if began and sum(e.kind == "step" and e.time_s > began[-1].time_s for e in events) >= 3:
-            return began[-1].time_s
+            return began[-1]
         time.sleep(0.3)
     raise AssertionError(f"no worker of {run} trains on {group}")

@@ -166,6 +166,7 @@ CHANGES = [
     _change("jobs.*.time_limit", "8h", place=f"{_JOB}.time_limit"),
     _change("jobs.*.retries", 3, place=f"{_JOB}.retries"),
     _change("jobs.*.nodes", 2, place=f"{_JOB}.nodes"),
+    _change("jobs.*.gpus", 1, place=f"{_DUE}.gpus", also=((f"{_DUE}.nodes", 1),)),
     _change("jobs.*.team", "others", place=f"{_JOB}.team"),
     _change("jobs.*.priority", 5, place=f"{_JOB}.priority"),
     _change(

@@ -89,7 +89,7 @@ def on_a_laptop(definition: ClusterDefinition) -> dict[str, Any]:
         "queue": {
             "jobs": {
                 name: wanted(definition, name, run="run", package="zip", now=0.0).model_dump(
-                    include={"team", "nodes", "priority", "group"}
+                    include={"team", "nodes", "gpus_per_node", "node_gpus", "priority", "group"}
                 )
                 for name in definition.jobs
             },

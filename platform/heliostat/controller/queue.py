@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from heliostat.cluster.embedded import definition_of
@@ -63,8 +63,9 @@ def running(view: View) -> list[Running]:
             continue
         held = view.held.get(job.run)
         nodes = job.nodes if held is None else held.nodes or held.low
-        request = replace(_request(job, nodes, job.submitted_at), group=job.group if held is None else held.group)
-        found.append(Running(request, job.started_at or job.submitted_at, job.job_id in view.leaving))
+        request = _request(job, nodes, job.submitted_at, group=job.group if held is None else held.group)
+        on = () if held is None else tuple((node, float(workers)) for node, workers in sorted(held.on.items()))
+        found.append(Running(request, job.started_at or job.submitted_at, job.job_id in view.leaving, on))
     return found
 
 
@@ -94,8 +95,12 @@ def policy(definition: ClusterDefinition) -> Policy:
     return Policy(dict(definition.sharing.shares), patience_s=definition.sharing.patience.seconds)
 
 
-def _request(job: QueuedJob, nodes: int, since: float) -> Request:
-    return Request(job.job_id, job.team, job.group, nodes, job.gpus_per_node, since, job.priority)
+def _request(job: QueuedJob, nodes: int, since: float, *, group: str = "") -> Request:
+    group = group or job.group
+    whole = job.node_gpus.get(group, 0.0)
+    # A part stays one where the gang is split over two nodes.
+    nodes = 1 if job.gpus_per_node < whole else nodes
+    return Request(job.job_id, job.team, group, nodes, job.gpus_per_node, since, job.priority, whole)
 
 
 class Queue:

@@ -209,10 +209,29 @@ def _check_job(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> It
         yield (*at, "nodes"), f"group {job.group!r} has {group.nodes.high} at most; write that or less"
     if group is not None and job.falls_back and group.fallback is None:
         yield (*at, "falls_back"), f"group {job.group!r} has no fallback; name one there, or remove this"
+    yield from _check_part(name, job, groups)
     if job.queue is not None and job.cluster == "shared":
         yield (*at, "queue"), "Kueue admits whole clusters; write cluster: own, or remove the queue"
     if job.time_limit is not None and job.time_limit.seconds < 1:
         yield (*at, "time_limit"), f"{job.time_limit} is too short; write 1s or more"
+
+
+def _check_part(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> Iterator[Finding]:
+    at = ("jobs", name, "gpus")
+    if job.gpus is None:
+        return
+    if job.nodes > 1:
+        yield at, f"they are of one node, and the job has {job.nodes}; write nodes: 1, or remove this"
+    if job.cluster == "own":
+        yield at, "a cluster of its own shares its nodes with nobody; write cluster: shared, or remove this"
+    home = groups.get(job.group)
+    fallback = home.fallback if home is not None and job.falls_back else None
+    for other in dict.fromkeys(filter(None, (*job.groups, fallback))):
+        group = groups.get(other)
+        if group is not None and job.gpus > group.gpus:
+            yield at, f"a node of {other!r} has {group.gpus}; write that or less, or nodes instead"
+        elif group is not None and group.hosts > 1:
+            yield at, f"a slice of {other!r} is {group.hosts} machines and is taken whole; remove this"
 
 
 def _check_deadline(name: str, job: JobSpec, parts: Parts) -> Iterator[Finding]:

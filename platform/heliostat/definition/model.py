@@ -285,6 +285,8 @@ class JobSpec(Part):
     """The model that its runs become versions of."""
     nodes: int = Field(default=1, ge=1, le=10_000)
     """Nodes that it needs at once: the queue starts it when it can have all of them."""
+    gpus: int | None = Field(default=None, ge=1, le=64)
+    """Of one node, for a job that needs no whole one: others share the node. All of its nodes', if none is given."""
     team: Name | None = None
     """Whose share of the GPUs it uses; the cluster's own team, if none is given."""
     priority: int = Field(default=0, ge=-1000, le=1000)
@@ -317,6 +319,8 @@ class JobSpec(Part):
         """What its driver is told of it: read by heliostat.train.job."""
         whose = {"HELIOSTAT_TEAM": self.team, "HELIOSTAT_PROJECT": self.project}
         env = {"HELIOSTAT_GROUP": self.group, **{key: value for key, value in whose.items() if value}}
+        if self.gpus is not None:
+            env["HELIOSTAT_GPUS"] = str(self.gpus)
         if self.deadline is not None and self.work is not None and self.on_demand is not None:
             terms = {"deadline_s": self.deadline.seconds, "work_s": self.work.seconds, "on_demand": self.on_demand}
             env["HELIOSTAT_DEADLINE"] = json.dumps(terms, sort_keys=True)
@@ -476,14 +480,15 @@ class ClusterDefinition(Part):
 
     def workers_a_node(self, job: JobSpec) -> dict[str, int] | None:
         """How many of its workers a node takes, by group that the job may be on; None where each takes one."""
-        found = {name: group.workers for name, group in self._groups_of(job).items()}
+        found = {name: min(group.workers, job.gpus or group.workers) for name, group in self.groups_of(job).items()}
         return found if any(count > 1 for count in found.values()) else None
 
     def most_workers(self, job: JobSpec) -> dict[str, int]:
         """How many of its workers find room at once on all the nodes of each group that the job may be on."""
-        return {name: group.workers * group.nodes.high for name, group in self._groups_of(job).items()}
+        return {name: job.gpus or group.workers * group.nodes.high for name, group in self.groups_of(job).items()}
 
-    def _groups_of(self, job: JobSpec) -> dict[str, WorkerGroup]:
+    def groups_of(self, job: JobSpec) -> dict[str, WorkerGroup]:
+        """The groups that the job may be on, its fallback too."""
         names = {*job.groups, *filter(None, [self.fallback_of(job)])}
         return {name: group for name, group in self.groups.items() if name in names}
 

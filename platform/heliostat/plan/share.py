@@ -4,6 +4,8 @@
                a team by priority, then by age. So no team gains by calling all of its jobs urgent.
     gangs      a job gets all of its nodes at once or none. Nobody holds nodes while waiting for more: two gangs that
                each need every node cannot stop one another.
+    parts      a job that needs a part of one node's GPUs goes onto the fullest node that has room for it, and onto a
+               whole free one where none has.
     backfill   what fits may pass a job that does not, until that one has waited for `patience_s`. Then free nodes are
                kept for it, so that a stream of small jobs does not starve a large one.
     leaving    a team below its share that has waited for `patience_s` may ask jobs of teams above theirs to leave at
@@ -20,6 +22,8 @@ from dataclasses import dataclass, field
 
 from heliostat.errors import UsageError
 from heliostat.units import Duration
+
+_On = tuple[tuple[str, float], ...]  # nodes, and GPUs there
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,21 @@ class Request:
     submitted_at: float
     priority: int = 0
     """Higher goes first, among the team's own."""
+    node_gpus: float = 0.0
+    """All GPUs of a node of the group, where the job may share one; 0: its nodes are its own."""
 
     @property
     def gpus(self) -> float:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def is_part(self) -> bool:
+        return self.gpus_per_node < self.node_gpus
+
+    @property
+    def size(self) -> float:
+        """In nodes."""
+        return self.gpus_per_node / self.node_gpus if self.is_part else float(self.nodes)
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,8 @@ class Running:
     started_at: float
     leaving: bool = False
     """Asked to leave at its next checkpoint already."""
+    on: _On = ()
+    """Of a part: the node that it is on, and its GPUs there, once that is known; two nodes where Ray split it."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +116,62 @@ def charge(
 
 
 @dataclass
-class _State:
-    """What the loop below keeps: nodes free in each group, and what each team has been charged."""
+class _Room:
+    """What is free in one group: whole nodes, and GPUs of those that are shared, by node."""
 
-    free: dict[str, int]
+    nodes: int
+    shared: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, _On] = field(default_factory=dict)
+    """Where each job with a part is, and with how many GPUs."""
+
+    def copy(self) -> _Room:
+        return _Room(self.nodes, dict(self.shared), dict(self.parts))
+
+    @property
+    def largest(self) -> float:
+        """GPUs free on one shared node, at most."""
+        return max(self.shared.values(), default=0.0)
+
+    def fits(self, request: Request) -> bool:
+        if request.is_part and request.gpus_per_node <= self.largest:
+            return True
+        return request.nodes <= self.nodes
+
+    def take(self, request: Request, on: _On = ()) -> None:
+        if not request.is_part:
+            self.nodes -= request.nodes
+            return
+        on = on or ((self._fullest(request), request.gpus_per_node),)
+        self.parts[request.job] = on
+        for node, gpus in on:
+            if node not in self.shared:
+                self.nodes -= 1
+                self.shared[node] = request.node_gpus
+            self.shared[node] -= gpus
+
+    def give(self, request: Request) -> _On:
+        """Back what `take` took; returns where it was."""
+        if not request.is_part:
+            self.nodes += request.nodes
+            return ()
+        on = self.parts.pop(request.job)
+        for node, gpus in on:
+            self.shared[node] += gpus
+            if not any(node == other for where in self.parts.values() for other, _ in where):
+                self.nodes += 1
+                del self.shared[node]
+        return on
+
+    def _fullest(self, request: Request) -> str:
+        able = [(left, node) for node, left in self.shared.items() if left >= request.gpus_per_node]
+        return min(able)[1] if able else f"of {request.job}"
+
+
+@dataclass
+class _State:
+    """What the loop below keeps: what is free in each group, and what each team has been charged."""
+
+    rooms: dict[str, _Room]
     charged: dict[str, float]
     kept_for: dict[str, str] = field(default_factory=dict)
     start: list[str] = field(default_factory=list)
@@ -123,7 +192,7 @@ def decide(
     The same in whatever order queue and running are given. Raises UsageError for a job that stands twice.
     """
     _check(queue, running)
-    state = _State(_free(running, capacity), dict(usage))
+    state = _State(_rooms(running, capacity), dict(usage))
     left = list(queue)
     while left:
         request = min(left, key=lambda r: _rank(r, state.charged, policy))
@@ -143,14 +212,24 @@ def _check(queue: Sequence[Request], running: Sequence[Running]) -> None:
             raise UsageError(f"job {request.job!r} stands twice in the queue", do="give each job a name of its own")
         if request.nodes < 1:
             raise UsageError(f"job {request.job!r} asks for {request.nodes} nodes", do="write 1 or more")
+        if request.is_part and not (request.nodes == 1 and request.gpus_per_node > 0):
+            asked = f"{request.gpus_per_node:g} GPUs of {_nodes(request.nodes)}"
+            raise UsageError(f"job {request.job!r} asks for {asked}", do="a part is of one node, and more than none")
         seen.add(request.job)
 
 
-def _free(running: Iterable[Running], capacity: Mapping[str, int]) -> dict[str, int]:
-    free = dict(capacity)
+def _rooms(running: Iterable[Running], capacity: Mapping[str, int]) -> dict[str, _Room]:
+    rooms = {group: _Room(nodes) for group, nodes in capacity.items()}
+    parts = []
     for one in running:
-        free[one.request.group] = free.get(one.request.group, 0) - one.request.nodes
-    return free
+        if one.request.is_part:
+            parts.append(one)
+        else:
+            rooms.setdefault(one.request.group, _Room(0)).nodes -= one.request.nodes
+    # Those whose node is known, then the largest of the others: so they are packed as well as they can be.
+    for one in sorted(parts, key=lambda one: (not one.on, -one.request.gpus_per_node, one.request.job)):
+        rooms.setdefault(one.request.group, _Room(0)).take(one.request, one.on)
+    return rooms
 
 
 def _rank(request: Request, charged: Mapping[str, float], policy: Policy) -> tuple[float, str, int, float, str]:
@@ -161,23 +240,23 @@ def _rank(request: Request, charged: Mapping[str, float], policy: Policy) -> tup
 
 def _consider(request: Request, state: _State, capacity: Mapping[str, int], policy: Policy, now: float) -> None:
     group, most = request.group, capacity.get(request.group, 0)
-    free = state.free.get(group, 0)
+    room = state.rooms.setdefault(group, _Room(0))
     keeper = state.kept_for.get(group)
     if request.nodes > most:
-        why = f"needs {_nodes(request.nodes)} of {group}, which never has more than {most}"
+        why = f"needs {_asked(request)} of {group}, which never has more than {most}"
         state.waits[request.job] = Wait(request.job, why, hopeless=True)
     elif keeper is not None:
         state.waits[request.job] = Wait(request.job, f"free nodes of {group} are kept for {keeper}")
-    elif request.nodes > free:
+    elif not room.fits(request):
         waited = now - request.submitted_at
-        state.waits[request.job] = Wait(
-            request.job, f"needs {_nodes(request.nodes)} of {group} at once, {max(0, free)} free; waits {_time(waited)}"
-        )
+        free = f"{room.largest:g} free on one" if request.is_part else f"at once, {max(0, room.nodes)} free"
+        why = f"needs {_asked(request)} of {group}{', ' if request.is_part else ' '}{free}; waits {_time(waited)}"
+        state.waits[request.job] = Wait(request.job, why)
         if waited >= policy.patience_s:
             state.kept_for[group] = request.job
     else:
         state.start.append(request.job)
-        state.free[group] = free - request.nodes
+        room.take(request)
         state.charged[request.team] = state.charged.get(request.team, 0.0) + request.gpus * policy.quantum_s
 
 
@@ -216,21 +295,68 @@ def _make_room(
     mine = [one for one in running if one.request.group == request.group]
     due = _due(request.group, waiting, running, capacity, policy)
     held = _held(mine)
-    if held.get(request.team, 0) + request.nodes > due.get(request.team, 0.0) + 1e-9:
+    if held.get(request.team, 0) + request.size > due.get(request.team, 0.0) + 1e-9:
         return []  # it would be above its own share
-    missing = request.nodes - state.free.get(request.group, 0) - sum(o.request.nodes for o in mine if o.leaving)
-    asked: list[str] = []
-    # Those of the least priority first, then the youngest: they lose the least.
-    for one in sorted(mine, key=lambda o: (o.request.priority, -o.started_at, o.request.job)):
-        team = one.request.team
-        if missing <= 0:
+    room = state.rooms[request.group].copy()
+    for one in mine:
+        if one.leaving:
+            room.give(one.request)
+    others = sorted((o for o in mine if not o.leaving and o.request.team != request.team), key=_cost)
+    asked: dict[str, tuple[Running, _On]] = {}
+    for unit in _units(request, others, room):
+        if room.fits(request):
             break
-        if one.leaving or team == request.team or held[team] - one.request.nodes < due.get(team, 0.0) - 1e-9:
-            continue  # it has no more than its share itself
-        held[team] -= one.request.nodes
-        missing -= one.request.nodes
-        asked.append(one.request.job)
-    return asked if missing <= 0 else []
+        fresh = [one for one in unit if one.request.job not in asked]
+        if _stays_due(fresh, held, due):
+            for one in fresh:
+                held[one.request.team] -= one.request.size
+                asked[one.request.job] = one, room.give(one.request)
+    return _needed(asked, request, room) if room.fits(request) else []
+
+
+def _cost(one: Running) -> tuple[int, float, str]:
+    """Those of the least priority first, then the youngest: they lose the least."""
+    return one.request.priority, -one.started_at, one.request.job
+
+
+def _units(request: Request, others: Sequence[Running], room: _Room) -> list[list[Running]]:
+    """Sets of jobs, the cheapest first: each makes some room by leaving together, and none would by less."""
+    by_job = {one.request.job: one for one in others}
+    on_node: dict[str, list[tuple[str, float]]] = {}
+    for job, where in room.parts.items():
+        for node, gpus in where:
+            on_node.setdefault(node, []).append((job, gpus))
+    units = [[one] for one in others if not one.request.is_part]
+    for node, parts in on_node.items():
+        able = sorted(((by_job[job], gpus) for job, gpus in parts if job in by_job), key=lambda pair: _cost(pair[0]))
+        wanted = request.gpus_per_node if request.is_part else float("inf")  # a whole node: all of its jobs
+        free, unit = room.shared[node], []
+        for one, gpus in able:
+            if free < wanted:
+                free += gpus
+                unit.append(one)
+        if free >= wanted or (not request.is_part and len(able) == len(parts)):
+            units.append(unit)
+    return sorted((unit for unit in units if unit), key=lambda unit: max(map(_cost, unit)))
+
+
+def _stays_due(leaving: Sequence[Running], held: Mapping[str, float], due: Mapping[str, float]) -> bool:
+    """Whether each team keeps what is its share without these."""
+    left = dict(held)
+    for one in leaving:
+        left[one.request.team] -= one.request.size
+    return all(left[team] >= due.get(team, 0.0) - 1e-9 for team in {one.request.team for one in leaving})
+
+
+def _needed(asked: Mapping[str, tuple[Running, _On]], request: Request, room: _Room) -> list[str]:
+    """Without those that need not leave, since others who were thought of later make all the room."""
+    needed = []
+    for job, (one, on) in reversed(list(asked.items())):
+        room.take(one.request, on)
+        if not room.fits(request):
+            room.give(one.request)
+            needed.append(job)
+    return needed[::-1]
 
 
 def _due(
@@ -248,8 +374,14 @@ def _held(running: Iterable[Running]) -> dict[str, float]:
     held: dict[str, float] = {}
     for one in running:
         if not one.leaving:
-            held[one.request.team] = held.get(one.request.team, 0) + one.request.nodes
+            held[one.request.team] = held.get(one.request.team, 0) + one.request.size
     return held
+
+
+def _asked(request: Request) -> str:
+    if request.is_part:
+        return f"{request.gpus_per_node:g} GPU{'s' * (request.gpus_per_node != 1)} of a node"
+    return _nodes(request.nodes)
 
 
 def _nodes(count: int) -> str:

@@ -58,6 +58,8 @@ class JobTerms:
     stall_s: float = 1.0
     team: str = "all"
     priority: int = 0
+    gpus: int | None = None
+    """Of one node, where it needs a part; else all of its nodes'."""
 
 
 @lru_cache(maxsize=256)
@@ -109,6 +111,11 @@ class Job:
         return self.interval_s / (self.interval_s + self.terms.stall_s) if math.isfinite(self.interval_s) else 1.0
 
     @property
+    def gpus(self) -> float:
+        """On each of its nodes."""
+        return float(self.terms.gpus or self.jobs.nodes.groups[self.group or self.terms.group].gpus)
+
+    @property
     def running(self) -> bool:
         return self.state not in ("waiting", "finished")
 
@@ -141,7 +148,7 @@ class Job:
         # A reclaim is charged where it happens; a replacement is of the same group.
         missing = self.terms.nodes - sum(not node.leaving for node in self.gang) - len(self.wants)
         for _ in range(missing):
-            want = Want(self, self.jobs.nodes.groups[self.group].gpus, (self.group,), self.take)
+            want = Want(self, self.gpus, (self.group,), self.take)
             self.wants.append(want)
             self.jobs.nodes.want(want)
 
@@ -437,7 +444,7 @@ class Jobs:
 
     def _room_for(self, job: Job) -> bool:
         group = job.terms.group
-        used = sum(one.terms.nodes for one in self._running if one.group == group and one is not job)
+        used = sum(_request(one).size for one in self._running if one.group == group and one is not job)
         return self._capacity(self.nodes.groups[group]) - used >= job.terms.nodes
 
     def finish(self) -> None:
@@ -459,7 +466,8 @@ def _request(job: Job) -> share.Request:
         team=terms.team,
         group=job.group,
         nodes=terms.nodes,
-        gpus_per_node=job.jobs.nodes.groups[job.group].gpus,
+        gpus_per_node=job.gpus,
         submitted_at=job.asked_at,
         priority=terms.priority,
+        node_gpus=job.jobs.nodes.groups[job.group].gpus if terms.gpus else 0.0,
     )

@@ -208,7 +208,7 @@ def _jobs(jobs: Jobs, end_s: float) -> JobFigures:
 
 
 def _gpus(job: Job) -> float:
-    return job.jobs.nodes.groups[job.terms.group].gpus
+    return job.terms.gpus or job.jobs.nodes.groups[job.terms.group].gpus
 
 
 def _still_held_s(job: Job, end_s: float) -> float:

@@ -170,6 +170,7 @@ def job_terms(definition: ClusterDefinition, measured: Measured, days: float) ->
                 stall_s=job.stall,
                 team=job.team or definition.tags.team,
                 priority=job.priority,
+                gpus=definition.jobs[name].gpus,
             )
             for number in range(max(1, int(-(-days * 86400 // every_s))))
         ]

@@ -30,7 +30,7 @@ from heliostat.store import Store
 Kind = TypeVar("Kind", bound=BaseModel)
 LOOK_S = 1.0
 TELL_S = 5.0
-_ONE: Mapping[str, int] = MappingProxyType({})
+_NONE: Mapping[str, int] = MappingProxyType({})
 HELD_LIFE_S = 30.0
 """What a driver has not said again for so long, it holds no more."""
 LEASE_S = 15.0
@@ -53,6 +53,8 @@ class Held(BaseModel):
     """Seconds of a step's own work, by Ray's id of the worker's node; see heliostat.plan.sick."""
     losses: dict[str, int] = {}
     """Workers lost, by Ray's id of their node."""
+    on: dict[str, int] = {}
+    """Workers, by Ray's id of their node."""
 
 
 class Bound(BaseModel):
@@ -78,12 +80,12 @@ class Reins:
     """
 
     def __init__(
-        self, store: Store, run: str, home: str, low: int, high: int, *, a_node: Mapping[str, int] = _ONE
+        self, store: Store, run: str, home: str, low: int, high: int, *, a_node: Mapping[str, int] = _NONE
     ) -> None:
         self._store, self._run, self._home, self._low, self._high = store, run, home, low, high
         self._a_node = a_node
         self._known = _Known()
-        self._held = (home, 0)
+        self._held: tuple[str, int, Mapping[str, int]] = (home, 0, {})
         self._step_s: dict[str, float] = {}
         self._losses: dict[str, int] = {}
         self._told: tuple[object, float] = (None, 0.0)
@@ -117,9 +119,9 @@ class Reins:
         """Whether its own group's market refuses nodes now."""
         return self._known.supply is not None and self._known.supply.is_dry(time.time())
 
-    def hold(self, group: str, workers: int) -> None:
-        """Say what is held; it is told within a second."""
-        self._held = (group, workers)
+    def hold(self, group: str, workers: int, on: Mapping[str, int] = _NONE) -> None:
+        """Say what is held, and how many workers on which nodes; it is told within a second."""
+        self._held = (group, workers, on)
 
     def lost(self, node: str) -> None:
         """A worker was lost on that node."""
@@ -167,13 +169,13 @@ class Reins:
     def _tell(self) -> None:
         if self._stop.is_set():
             return
-        group, workers = self._held
-        now = (group, workers, dict(self._step_s), dict(self._losses))
+        group, workers, on = self._held
+        now = (group, workers, dict(self._step_s), dict(self._losses), dict(on))
         if now == self._told[0] and time.monotonic() - self._told[1] < TELL_S:
             return
         held = Held(
             run=self._run, group=group, home=self._home, nodes=self._nodes(workers), low=self._nodes(self._low),
-            high=self._nodes(self._high), at=time.time(), step_s=now[2], losses=now[3],
+            high=self._nodes(self._high), at=time.time(), step_s=now[2], losses=now[3], on=now[4],
         )  # fmt: skip
         self._store.put(f"gangs/{self._run}/held.json", held.model_dump_json().encode())
         self._told = (now, time.monotonic())

@@ -294,7 +294,7 @@ class Gang:
             if (elsewhere and not self._away) or (place.group == group and room < 0):
                 self._remove(place)
         self._reins.release()
-        self._reins.hold(group, len(chosen))
+        self._reins.hold(group, len(chosen), Counter(_node(place) for place in chosen))
 
     def _fill(self) -> None:
         """Ask for what is missing: a pending actor is what makes the autoscaler start a node."""

@@ -36,6 +36,7 @@ RUN = "HELIOSTAT_RUN"
 GROUP = "HELIOSTAT_GROUP"
 FALLBACK = "HELIOSTAT_FALLBACK"  # the group to go to while that one has no nodes to be had
 NODE_WORKERS = "HELIOSTAT_NODE_WORKERS"  # how many of its workers a node of each group takes, as JSON
+GPUS = "HELIOSTAT_GPUS"  # of one node, where the job shares it
 MOST_WORKERS = "HELIOSTAT_MOST_WORKERS"  # how many find room on all nodes of each group that it may be on, as JSON
 QUIET = {"RAY_SCHEDULER_EVENTS": "0"}
 """Else Ray's autoscaler repeats itself in the log of a job that waits, five times a second."""
@@ -108,6 +109,7 @@ def run(
         return done
     group = group or os.environ.get(GROUP) or "train"
     _check_room(low, group)
+    _check_part(workers + standby)
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project", "job", "user"))
     a_node = json.loads(os.environ.get(NODE_WORKERS, "{}"))
     gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""), a_node=a_node)
@@ -188,6 +190,17 @@ def _check_room(workers: int, group: str) -> None:
             f"{workers} workers at once never find room; at most fit on {told}",
             where="run(...)",
             do="ask for fewer workers, or raise the group's nodes in the definition",
+        )
+
+
+def _check_part(workers: int) -> None:
+    """Others share the node of a job that asked for a part of one. Raises UsageError."""
+    part = os.environ.get(GPUS)
+    if part and workers > int(part):
+        raise UsageError(
+            f"{workers} workers, standby included, need a GPU each, and the job asks for {part} of one node",
+            where="run(...)",
+            do="ask for fewer workers, or raise the job's gpus in the definition",
         )
 
 

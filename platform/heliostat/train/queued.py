@@ -40,6 +40,8 @@ class QueuedJob(BaseModel):
     group: str
     nodes: int
     gpus_per_node: float
+    node_gpus: dict[str, float] = {}
+    """Of a job that needs a part of a node: all GPUs of one, by group that it may be on."""
     priority: int
     submitted_at: float
     request: dict[str, Any]  # Any: JSON
@@ -78,7 +80,8 @@ def wanted(
         team=definition.team_of(spec),
         group=spec.group,
         nodes=spec.nodes,
-        gpus_per_node=float(definition.groups[spec.group].gpus),
+        gpus_per_node=float(spec.gpus or definition.groups[spec.group].gpus),
+        node_gpus={} if spec.gpus is None else {n: float(g.gpus) for n, g in definition.groups_of(spec).items()},
         priority=spec.priority,
         submitted_at=now,
         request=job_request(name, spec, arguments=arguments, run=run, package=package, env=told),

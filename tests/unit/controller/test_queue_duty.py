@@ -27,6 +27,7 @@ DEFINITION = """\
 name: shared
 groups:
   train: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..3, idle_timeout: 8s}
+  large: {role: training, market: spot, cpus: 8, gpus: 8, nodes: 0..2, idle_timeout: 8s}
 store: {kind: embedded, bucket: heliostat}
 sharing: {shares: {red: 2, blue: 1}, patience: 60s}
 jobs:
@@ -35,6 +36,8 @@ jobs:
   blue-all: {entrypoint: sleep 9, group: train, publishes: m, nodes: 3, team: blue}
   blue-one: {entrypoint: sleep 9, group: train, publishes: m, nodes: 1, team: blue}
   blue-urgent: {entrypoint: sleep 9, group: train, publishes: m, nodes: 1, team: blue, priority: 5}
+  red-part: {entrypoint: sleep 9, group: large, publishes: m, gpus: 3, team: red}
+  blue-both: {entrypoint: sleep 9, group: large, publishes: m, nodes: 2, team: blue}
 tags: {team: demo, project: voice}
 """
 
@@ -200,3 +203,24 @@ def test_another_controller_goes_on_where_this_one_was_killed(shared: Shared) ->
     assert list(shared.jobs) == [job]
     assert set(shared.why()) == {waiting}
     assert shared.told("job_admitted") == []
+
+
+def test_jobs_that_ask_for_some_gpus_of_a_node_share_it(shared: Shared) -> None:
+    parts = [shared.submit("red-part") for _ in range(4)]
+    shared.after(1)
+    assert set(shared.jobs) == set(parts)
+    both = shared.submit("blue-both")
+    shared.after(1)
+    assert "needs 2 nodes of large at once, 0 free" in shared.why()[both]
+    one_more = shared.submit("red-part")
+    shared.after(1)
+    assert "needs 3 GPUs of a node of large, 2 free on one" in shared.why()[one_more]
+    for job, node in zip(parts, "aabb", strict=True):
+        run = next(one.run for one in queued.read_queue(shared.store) if one.job_id == job)
+        held = Held(run=run, group="large", home="large", nodes=1, low=1, high=1, at=shared.now, on={node: 3})
+        shared.store.put(f"gangs/{run}/held.json", held.model_dump_json().encode())
+    for job in (parts[0], parts[2]):  # on two nodes: there is room for parts now, and for no whole node
+        shared.jobs[job] = "SUCCEEDED"
+    shared.after(1)
+    assert one_more in shared.jobs
+    assert "needs 2 nodes of large at once, 0 free" in shared.why()[both]

@@ -22,6 +22,7 @@ SERVE = {
     "gpus": 1,
     "nodes": 1,
 }
+JOB = {"entrypoint": "python -m train_jobs.intent_classifier", "group": "train-h100", "publishes": "m"}
 VOLUMES, SELECTOR = "groups.train-h100.volumes", "groups.serve.node_selector"
 
 
@@ -57,6 +58,9 @@ def refused(example: str, *changes: tuple[str, Any]) -> dict[str, str]:
         ("aws", "groups.train-h100.fallback", "serve", "groups.train-h100.fallback", "is not an on-demand training"),
         ("aws", "jobs.nightly.falls_back", True, "jobs.nightly.falls_back", "has no fallback"),
         ("aws", "jobs.nightly.nodes", 99, "jobs.nightly.nodes", "at most; write that or less"),
+        ("aws", "jobs.nightly.gpus", 1, "jobs.nightly.gpus", "shares its nodes with nobody"),
+        ("aws", "jobs.intent-classifier.gpus", 9, "jobs.intent-classifier.gpus", "has 8; write that or less"),
+        ("aws", "jobs.intent-classifier", {**JOB, "gpus": 2, "nodes": 2}, "jobs.intent-classifier.gpus", "nodes: 1"),
         ("aws", "groups.serve.market", "reserved", "groups.serve.reservation", "is missing"),
         ("aws", "groups.serve", {**SERVE, "reservation": "mine"}, "groups.serve.reservation", "starts with cr-"),
         ("aws", "groups.serve.reservation", "cr-1", "groups.serve.reservation", "market: reserved"),

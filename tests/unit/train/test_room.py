@@ -20,22 +20,25 @@ store: {kind: embedded, bucket: heliostat}
 jobs:
   stays: {entrypoint: sleep 9, group: small, publishes: m}
   moves: {entrypoint: sleep 9, group: small, publishes: m, falls_back: true}
+  shares: {entrypoint: sleep 9, group: large, publishes: m, gpus: 2}
 tags: {team: demo, project: voice}
 """
 
 
-@pytest.mark.parametrize(("name", "most"), [("stays", 3), ("moves", 4)])
+@pytest.mark.parametrize(
+    ("name", "group", "most"), [("stays", "small", 3), ("moves", "small", 4), ("shares", "large", 2)]
+)
 def test_as_many_workers_as_its_groups_may_ever_have(
-    name: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, group: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "rooms.yaml"
     file.write_text(DEFINITION)
     told = queued.environment(load(file), name)[job.MOST_WORKERS]
     assert max(json.loads(told).values()) == most
     monkeypatch.setenv(job.MOST_WORKERS, told)
-    job._check_room(most, "small")
+    job._check_room(most, group)
     with pytest.raises(UsageError, match=f"{most + 1} workers at once never find room"):
-        job._check_room(most + 1, "small")
+        job._check_room(most + 1, group)
 
 
 def test_a_group_of_which_nothing_is_told_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +46,11 @@ def test_a_group_of_which_nothing_is_told_is_not_judged(monkeypatch: pytest.Monk
     job._check_room(99, "train")
     monkeypatch.setenv(job.MOST_WORKERS, '{"train": 3}')
     job._check_room(99, "another")
+
+
+def test_a_job_that_shares_a_node_has_no_more_workers_than_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    job._check_part(99)  # whole nodes
+    monkeypatch.setenv(job.GPUS, "2")
+    job._check_part(2)
+    with pytest.raises(UsageError, match="3 workers, standby included, need a GPU each, and the job asks for 2 of one"):
+        job._check_part(3)

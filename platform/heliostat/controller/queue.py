@@ -64,9 +64,16 @@ def running(view: View) -> list[Running]:
         held = view.held.get(job.run)
         nodes = job.nodes if held is None else held.nodes or held.low
         request = _request(job, nodes, job.submitted_at, group=job.group if held is None else held.group)
-        on = () if held is None else tuple((node, float(workers)) for node, workers in sorted(held.on.items()))
+        on = () if held is None else _on(held, job.gpus_per_node)
         found.append(Running(request, job.started_at or job.submitted_at, job.job_id in view.leaving, on))
     return found
+
+
+def _on(held: Held, gpus: float) -> tuple[tuple[str, float], ...]:
+    """GPUs by node. What it may have and does not hold now, for a worker in reserve or one to come, is on its first."""
+    nodes = sorted(((node, float(workers)) for node, workers in held.on.items()), key=lambda pair: (-pair[1], pair[0]))
+    rest = max(0.0, gpus - sum(workers for _, workers in nodes))
+    return tuple((node, workers + rest * (not index)) for index, (node, workers) in enumerate(nodes))
 
 
 def capacity(definition: ClusterDefinition, view: View) -> dict[str, int]:

@@ -112,6 +112,7 @@ def run(
     _check_part(workers + standby)
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project", "job", "user"))
     a_node = json.loads(os.environ.get(NODE_WORKERS, "{}"))
+    _tell_of_a_node_half_used(workers + standby, a_node.get(group, 1))
     gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""), a_node=a_node)
     terms = read_terms(os.environ[DEADLINE]) if os.environ.get(DEADLINE) else None
     failure = _train(train, config, spec, gang, terms, settings, store, on_progress)
@@ -201,6 +202,14 @@ def _check_part(workers: int) -> None:
             f"{workers} workers, standby included, need a GPU each, and the job asks for {part} of one node",
             where="run(...)",
             do="ask for fewer workers, or raise the job's gpus in the definition",
+        )
+
+
+def _tell_of_a_node_half_used(workers: int, gpus: int) -> None:
+    if GPUS not in os.environ and workers < gpus:
+        _say(
+            f"uses {workers} of a node's {gpus} GPUs, and no other job is given the rest: "
+            f"with `gpus: {workers}` in its definition, others share the node"
         )
 
 

@@ -35,6 +35,20 @@ def held(run: str, nodes: int, *, low: int = 1, high: int = 3, group: str = "tra
     return Held(run=run, group=group, home="train", nodes=nodes, low=low, high=high, at=NOW)
 
 
+def test_a_part_is_where_its_workers_are_and_what_it_may_have_besides_is_beside_them() -> None:
+    part = job("a", started_at=NOW).model_copy(update={"gpus_per_node": 4.0, "node_gpus": {"train": 8.0}})
+
+    def on(**workers: int) -> tuple[tuple[str, float], ...]:
+        told = held("a", 2).model_copy(update={"on": workers})
+        [found] = running(View((), (part,), {"a": told}))
+        assert (found.request.is_part, found.request.nodes) == (True, 1)
+        return found.on
+
+    assert on() == ()  # nobody knows yet
+    assert on(x=4) == (("x", 4.0),)
+    assert on(x=1, y=2) == (("y", 3.0), ("x", 1.0))
+
+
 def test_a_job_of_the_definition_waits_as_what_the_definition_says() -> None:
     made = job("one")
     assert (made.team, made.group, made.nodes, made.priority) == ("demo", "train", 2, 0)

@@ -54,3 +54,17 @@ def test_a_job_that_shares_a_node_has_no_more_workers_than_its_gpus(monkeypatch:
     job._check_part(2)
     with pytest.raises(UsageError, match="3 workers, standby included, need a GPU each, and the job asks for 2 of one"):
         job._check_part(3)
+
+
+def test_who_holds_a_node_for_fewer_workers_than_its_gpus_is_told_how_to_share_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(job.GPUS, raising=False)
+    job._tell_of_a_node_half_used(8, 8)
+    assert capsys.readouterr().out == ""
+    job._tell_of_a_node_half_used(2, 8)
+    assert "uses 2 of a node's 8 GPUs" in (told := capsys.readouterr().out)
+    assert "`gpus: 2`" in told
+    monkeypatch.setenv(job.GPUS, "2")
+    job._tell_of_a_node_half_used(2, 8)
+    assert capsys.readouterr().out == ""

@@ -209,6 +209,21 @@ def test_over_an_hour_each_team_gets_its_share_within_five_per_cent(seed: int) -
     assert whole / (8 * 3600) > 0.85  # what is kept free for gangs costs some
 
 
+def test_small_jobs_that_share_nodes_are_done_in_a_quarter_of_the_time() -> None:
+    """32 jobs of 2 GPUs and 100 s on two nodes of eight: eight at once where they share, two where each has a node."""
+
+    def lasts(node_gpus: float) -> float:
+        world = World(Policy({}), nodes=2)
+        for number in range(32):
+            world.lasts[str(number)] = 100.0
+            world.queue.append(Request(str(number), "search", "a100", 1, 2.0, 0.0, node_gpus=node_gpus))
+        while len(world.done) < 32:
+            world.step()
+        return world.now
+
+    assert (lasts(NODE), lasts(0.0)) == (400, 1600)
+
+
 def test_two_gangs_that_each_need_every_node_run_one_after_the_other() -> None:
     world = World(Policy({"search": 1, "speech": 1}), nodes=8)
     world.submit("a", "search", 8, 600)

@@ -206,7 +206,7 @@ def _check_part(workers: int) -> None:
 
 
 def _tell_of_a_node_half_used(workers: int, gpus: int) -> None:
-    if GPUS not in os.environ and workers < gpus:
+    if JOB_ID in os.environ and GPUS not in os.environ and workers < gpus:  # of the queue
         _say(
             f"uses {workers} of a node's {gpus} GPUs, and no other job is given the rest: "
             f"with `gpus: {workers}` in its definition, others share the node"

@@ -59,6 +59,7 @@ def test_a_job_that_shares_a_node_has_no_more_workers_than_its_gpus(monkeypatch:
 def test_who_holds_a_node_for_fewer_workers_than_its_gpus_is_told_how_to_share_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(job.JOB_ID, "small-1")
     monkeypatch.delenv(job.GPUS, raising=False)
     job._tell_of_a_node_half_used(8, 8)
     assert capsys.readouterr().out == ""

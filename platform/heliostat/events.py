@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 HELD_EVENTS = 10_000  # of one process, in memory, while the disk takes none: some 3 MB
 RETRY_S = 1.0
+_PIECE = 100  # events: some 30 KB
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 CLOCK_MARGIN = timedelta(hours=1)
 _OFFSET = ".shipped"  # beside a spool file: "<bytes shipped> <next segment>"
@@ -119,7 +120,7 @@ class Spool:
     """One process's file of events. Several threads may emit.
 
     A full disk ends no work: what it does not take is held in memory, in order, and written as soon as it does. Of
-    more than HELD_EVENTS the oldest are lost, and the log says so.
+    more than HELD_EVENTS the oldest are lost, and the log says so; so is what is held by a process that is killed.
     """
 
     def __init__(self, folder: Path, source: str) -> None:
@@ -157,16 +158,34 @@ class Spool:
         with self._lock:
             self._write()
 
+    def close(self, *, limit_s: float = 10.0) -> None:
+        """Before its process ends: wait for room for what is held. What is lost is said in the log."""
+        until = time.monotonic() + limit_s
+        while True:
+            try:
+                return self.flush()
+            except OSError as error:
+                if time.monotonic() > until:
+                    log.error("%d events of %s are lost: %s", len(self._held), self._source, error)
+                    return None
+            time.sleep(RETRY_S)
+
     def _write(self) -> None:
         if not self._held:
             return
         with self._path.open("ab+") as file:
-            # Whoever wrote before was cut in the middle of its line, by a kill or by the end of the disk. What of the
-            # held lines was written whole is written again: readers drop a repeated event by its id.
-            file.write((b"\n" if _ends_torn(file.fileno()) else b"") + b"".join(self._held))
-            file.flush()
-            os.fsync(file.fileno())
-        self._held.clear()
+            # Whoever wrote before was cut in the middle of its line, by a kill or by the end of the disk.
+            if _ends_torn(file.fileno()):
+                file.write(b"\n")
+            while self._held:
+                # In small pieces, so that a little room helps. What of a piece was written whole before the disk was
+                # full is written again: readers drop a repeated event by its id.
+                piece = [line for line, _ in zip(self._held, range(_PIECE), strict=False)]
+                file.write(b"".join(piece))
+                file.flush()
+                os.fsync(file.fileno())
+                for _ in piece:
+                    self._held.popleft()
 
     def _retry_later(self, error: OSError) -> None:
         if self._retrying:
@@ -203,13 +222,22 @@ def ship_spool(store: Store, folder: Path, *, every_s: float = 0.0) -> int:
     second in the store. Who was silent for so long is shipped at once.
 
     Killed at any line it loses nothing: what was shipped but not yet noted is shipped again under the same key, found
-    to be there, and noted. Readers drop a repeated event by its id.
+    to be there, and noted. Readers drop a repeated event by its id. Raises OSError where a file's end could not be
+    noted, after all have been shipped.
     """
     if not folder.is_dir():
         return 0
     with (folder / ".shipping").open("w") as lock:  # the controller and `down` may ship the same folder
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return sum(_ship_file(store, path, every_s) for path in sorted(folder.glob("*.jsonl")))
+        shipped, trouble = 0, None
+        for path in sorted(folder.glob("*.jsonl")):
+            try:
+                shipped += _ship_file(store, path, every_s)
+            except OSError as error:  # what was shipped cannot be noted; the others' events are wanted all the same
+                trouble = error
+        if trouble is not None:
+            raise trouble
+        return shipped
 
 
 def read_events(store: Store, *, since: datetime | None = None) -> list[Event]:

@@ -75,7 +75,7 @@ def whole(running: list[Request], capacity: dict[str, int], nodes: dict[str, Nod
     nodes, found = nodes or cluster(capacity), []
     for request in running:
         if nodes[request.group].place(request):
-            on = tuple((str(node), request.gpus_per_node) for node in nodes[request.group].at[request.job])
+            on = str(nodes[request.group].at[request.job][0]) if request.is_part else ""
             found.append(Running(request, request.submitted_at, on=on))
     return found
 
@@ -91,6 +91,18 @@ def test_gangs_start_whole_and_never_beyond_capacity(
     by_name = {request.job: request for request in queue}
     assert all(nodes[by_name[job].group].place(by_name[job]) for job in made.start)
     assert sorted([*made.start, *(wait.job for wait in made.waits)]) == sorted(by_name)
+
+
+@settings(deadline=None)
+@given(queues, queues, capacities, policies, st.lists(st.sampled_from(["", "x", "y"]), min_size=10, max_size=10))
+def test_where_more_runs_than_there_is_no_more_gpus_are_given_than_there_are(
+    queue: list[Request], others: list[Request], capacity: dict[str, int], policy: Policy, on: list[str]
+) -> None:
+    running = [Running(r, r.submitted_at, on=o if r.is_part else "") for r, o in zip(others, on, strict=False)]
+    made = decide(queue, running, capacity, {}, policy, now=2000)
+    for group, nodes in capacity.items():
+        started = sum(r.size for r in queue if r.job in made.start and r.group == group)
+        assert not started or started + sum(o.request.size for o in running if o.request.group == group) <= nodes
 
 
 @settings(deadline=None)
@@ -302,27 +314,39 @@ def test_jobs_that_need_a_part_share_a_node_and_leave_the_others_whole() -> None
 
 
 def test_a_part_goes_where_there_is_room_and_is_told_how_much_there_is() -> None:
-    here = [Running(part(job, 5), 0.0, on=((job, 5.0),)) for job in ("a", "b")]
+    here = [Running(part(job, 5), 0.0, on=job) for job in ("a", "b")]
     made = decide([part("large", 4), part("fits", 3)], here, {"a100": 2}, {}, Policy({}), now=7)
     assert made.start == ("fits",)
     assert [wait.why for wait in made.waits] == ["needs 4 GPUs of a node of a100, 3 free on one; waits 7s"]
 
 
-def test_parts_that_ray_has_put_on_two_nodes_are_on_two_nodes() -> None:
-    split = Running(part("split", 2), 0.0, on=(("a", 1.0), ("b", 1.0)))
-    whole = Request("whole", "search", "a100", 1, NODE, 0.0)
-    assert decide([whole], [split], {"a100": 2}, {}, Policy({}), now=1).start == ()
-    assert decide([part("more", 7)], [split], {"a100": 2}, {}, Policy({}), now=1).start == ("more",)
+def test_more_that_runs_than_there_is_room_for_starts_nothing() -> None:
+    """A reclaim: one job has come to its new node, the other still names the one that is gone."""
+    here = [Running(part("a", 4), 0.0, on="new"), Running(part("b", 4), 0.0, on="gone")]
+    assert decide([part("c", 4)], here, {"a100": 1}, {}, Policy({}), now=1).start == ()
+    assert decide([part("c", 4)], here, {"a100": 2}, {}, Policy({}), now=1).start == ("c",)
+
+
+def test_a_job_that_may_not_leave_does_not_keep_its_node_s_others() -> None:
+    """ "small" is the youngest, and all that its team has."""
+    policy = Policy({"search": 2, "speech": 1, "vision": 1}, patience_s=10)
+    here = [
+        Running(part("small", 1, "vision"), 9.0, on="a"),
+        Running(part("old", 3, "speech"), 2.0, on="a"),
+        Running(part("b", 4, "speech"), 3.0, on="a"),
+    ]
+    made = decide([part("want", 4)], here, {"a100": 1}, {}, policy, now=20)
+    assert made.leave == ("b",)
 
 
 def test_only_those_leave_whose_node_comes_free() -> None:
     """A whole node is due. The youngest job of all is no help: whoever shares its node has run for the longest."""
     policy = Policy({"search": 3, "speech": 2}, patience_s=10)
     here = [
-        Running(part("long", 6, "speech"), 1.0, on=(("a", 6.0),)),
-        Running(part("young", 1, "speech"), 9.0, on=(("a", 1.0),)),
-        Running(part("x", 4, "speech"), 3.0, on=(("b", 4.0),)),
-        Running(part("y", 4, "speech"), 2.0, on=(("b", 4.0),)),
+        Running(part("long", 6, "speech"), 1.0, on="a"),
+        Running(part("young", 1, "speech"), 9.0, on="a"),
+        Running(part("x", 4, "speech"), 3.0, on="b"),
+        Running(part("y", 4, "speech"), 2.0, on="b"),
     ]
     due = Request("due", "search", "a100", 1, NODE, 0.0)
     made = decide([due], here, {"a100": 2}, {}, policy, now=20)

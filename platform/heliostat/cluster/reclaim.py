@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -65,7 +66,8 @@ def retire(settings: Settings, node: NodeRecord, *, notice_s: float, reason: str
     if settings.state_dir is None:
         raise ClusterNotUp("only an embedded cluster's nodes can be retired here", do="delete the node's pod")
     cluster_id = json.loads((settings.state_dir / "cluster.json").read_text())["cluster_id"]
-    update_node(settings.state_dir, node.node_id, reason=reason)
+    with contextlib.suppress(OSError):  # a full disk keeps no bad node
+        update_node(settings.state_dir, node.node_id, reason=reason)
     mark = processes.Mark(cluster_id, settings.state_dir / "sessions")
     try:
         _take(settings, mark, node, notice_s, lambda _: None)
@@ -82,6 +84,7 @@ def _take(
         drain(settings, str(node.ray_node_id), deadline=deadline)
         time.sleep(max(0.0, deadline - time.time()))
     if settings.state_dir is not None:
-        update_node(settings.state_dir, node.node_id, stopping_at=time.time())
+        with contextlib.suppress(OSError):
+            update_node(settings.state_dir, node.node_id, stopping_at=time.time())
     killed = processes.kill_node(mark, node.node_id)
     progress(f"killed {killed} processes of {node.node_id}")

@@ -64,24 +64,20 @@ def running(view: View) -> list[Running]:
         held = view.held.get(job.run)
         nodes = job.nodes if held is None else held.nodes or held.low
         request = _request(job, nodes, job.submitted_at, group=job.group if held is None else held.group)
-        on = () if held is None else _on(held, job.gpus_per_node)
+        on = "" if held is None else held.node
         found.append(Running(request, job.started_at or job.submitted_at, job.job_id in view.leaving, on))
     return found
 
 
-def _on(held: Held, gpus: float) -> tuple[tuple[str, float], ...]:
-    """GPUs by node. What it may have and does not hold now, for a worker in reserve or one to come, is on its first."""
-    nodes = sorted(((node, float(workers)) for node, workers in held.on.items()), key=lambda pair: (-pair[1], pair[0]))
-    rest = max(0.0, gpus - sum(workers for _, workers in nodes))
-    return tuple((node, workers + rest * (not index)) for index, (node, workers) in enumerate(nodes))
-
-
 def capacity(definition: ClusterDefinition, view: View) -> dict[str, int]:
-    """Nodes by group that the queue may give away: all that the group may have, less what unqueued gangs hold."""
-    ours = {job.run for job in (*view.waiting, *view.running)}
+    """Nodes by group that the queue may give away: all that the group may have, less what unqueued gangs hold.
+
+    The trials of a queued sweep hold what the sweep was given.
+    """
+    ours = {name for job in (*view.waiting, *view.running) for name in (job.run, job.job_id)}
     found = {name: group.nodes.high for name, group in definition.groups.items() if group.role == "training"}
     for run, held in view.held.items():
-        if run not in ours and held.group in found:
+        if not ours & {run, held.job_id} and held.group in found:
             found[held.group] = max(0, found[held.group] - held.nodes)
     return found
 
@@ -105,8 +101,6 @@ def policy(definition: ClusterDefinition) -> Policy:
 def _request(job: QueuedJob, nodes: int, since: float, *, group: str = "") -> Request:
     group = group or job.group
     whole = job.node_gpus.get(group, 0.0)
-    # A part stays one where the gang is split over two nodes.
-    nodes = 1 if job.gpus_per_node < whole else nodes
     return Request(job.job_id, job.team, group, nodes, job.gpus_per_node, since, job.priority, whole)
 
 

@@ -68,6 +68,7 @@ def check(parts: Parts) -> Iterator[Finding]:
         yield from _check_target(("applications", name, "group"), app.group, "serving", parts)
         yield from _check_gpus(name, app, parts.groups)
     yield from _check_routes(parts.applications)
+    yield from _check_shared(parts)
     for name, job in parts.jobs.items():
         yield from _check_target(("jobs", name, "group"), job.group, "training", parts)
         yield from _check_job(name, job, parts.groups)
@@ -216,6 +217,23 @@ def _check_job(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> It
         yield (*at, "time_limit"), f"{job.time_limit} is too short; write 1s or more"
 
 
+def _check_shared(parts: Parts) -> Iterator[Finding]:
+    """Ray would put the workers of a job that has whole nodes into the room that others leave on theirs."""
+    on = {name: _groups_of(job, parts.groups) for name, job in parts.jobs.items() if job.cluster == "shared"}
+    for name, groups in on.items():
+        whole = sorted(other for other in on if parts.jobs[other].gpus is None and groups & on[other])
+        if parts.jobs[name].gpus is not None and whole:
+            group = sorted(groups & on[whole[0]])[0]
+            text = f"{whole[0]!r} has whole nodes of {group!r}; put jobs that share nodes on a group of their own"
+            yield ("jobs", name, "gpus"), f"{text}, or give {whole[0]!r} gpus too"
+
+
+def _groups_of(job: JobSpec, groups: Mapping[str, WorkerGroup]) -> set[str]:
+    home = groups.get(job.group)
+    fallback = home.fallback if home is not None and job.falls_back else None
+    return {*job.groups, *([fallback] if fallback else [])}
+
+
 def _check_part(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> Iterator[Finding]:
     at = ("jobs", name, "gpus")
     if job.gpus is None:
@@ -224,11 +242,11 @@ def _check_part(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> I
         yield at, f"they are of one node, and the job has {job.nodes}; write nodes: 1, or remove this"
     if job.cluster == "own":
         yield at, "a cluster of its own shares its nodes with nobody; write cluster: shared, or remove this"
-    home = groups.get(job.group)
-    fallback = home.fallback if home is not None and job.falls_back else None
-    for other in dict.fromkeys(filter(None, (*job.groups, fallback))):
+    for other in sorted(_groups_of(job, groups)):
         group = groups.get(other)
-        if group is not None and job.gpus > group.gpus:
+        if group is not None and group.gpus == 0:
+            yield at, f"{other!r} has none; remove this"
+        elif group is not None and job.gpus > group.gpus:
             yield at, f"a node of {other!r} has {group.gpus}; write that or less, or nodes instead"
         elif group is not None and group.hosts > 1:
             yield at, f"a slice of {other!r} is {group.hosts} machines and is taken whole; remove this"

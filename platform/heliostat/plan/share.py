@@ -4,8 +4,8 @@
                a team by priority, then by age. So no team gains by calling all of its jobs urgent.
     gangs      a job gets all of its nodes at once or none. Nobody holds nodes while waiting for more: two gangs that
                each need every node cannot stop one another.
-    parts      a job that needs a part of one node's GPUs goes onto the fullest node that has room for it, and onto a
-               whole free one where none has.
+    parts      a job that needs a part of one node's GPUs goes where another has left room for it, and onto a whole free
+               node where none has.
     backfill   what fits may pass a job that does not, until that one has waited for `patience_s`. Then free nodes are
                kept for it, so that a stream of small jobs does not starve a large one.
     leaving    a team below its share that has waited for `patience_s` may ask jobs of teams above theirs to leave at
@@ -22,8 +22,6 @@ from dataclasses import dataclass, field
 
 from heliostat.errors import UsageError
 from heliostat.units import Duration
-
-_On = tuple[tuple[str, float], ...]  # nodes, and GPUs there
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ class Running:
     started_at: float
     leaving: bool = False
     """Asked to leave at its next checkpoint already."""
-    on: _On = ()
-    """Of a part: the node that it is on, and its GPUs there, once that is known; two nodes where Ray split it."""
+    on: str = ""
+    """Of a part: its node, once that is known."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,10 @@ class _Room:
     """What is free in one group: whole nodes, and GPUs of those that are shared, by node."""
 
     nodes: int
+    """Below 0 where more runs than there should be: a reclaimed node whose jobs have not said so yet."""
     shared: dict[str, float] = field(default_factory=dict)
-    parts: dict[str, _On] = field(default_factory=dict)
-    """Where each job with a part is, and with how many GPUs."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """The node of each job with a part."""
 
     def copy(self) -> _Room:
         return _Room(self.nodes, dict(self.shared), dict(self.parts))
@@ -134,32 +133,30 @@ class _Room:
 
     def fits(self, request: Request) -> bool:
         if request.is_part and request.gpus_per_node <= self.largest:
-            return True
+            return request.gpus_per_node <= self.nodes * request.node_gpus + sum(self.shared.values())
         return request.nodes <= self.nodes
 
-    def take(self, request: Request, on: _On = ()) -> None:
+    def take(self, request: Request, on: str = "") -> None:
         if not request.is_part:
             self.nodes -= request.nodes
             return
-        on = on or ((self._fullest(request), request.gpus_per_node),)
+        on = on or self._fullest(request)
         self.parts[request.job] = on
-        for node, gpus in on:
-            if node not in self.shared:
-                self.nodes -= 1
-                self.shared[node] = request.node_gpus
-            self.shared[node] -= gpus
+        if on not in self.shared:
+            self.nodes -= 1
+            self.shared[on] = request.node_gpus
+        self.shared[on] -= request.gpus_per_node
 
-    def give(self, request: Request) -> _On:
-        """Back what `take` took; returns where it was."""
+    def give(self, request: Request) -> str:
+        """Back what `take` took; returns the node of a part."""
         if not request.is_part:
             self.nodes += request.nodes
-            return ()
+            return ""
         on = self.parts.pop(request.job)
-        for node, gpus in on:
-            self.shared[node] += gpus
-            if not any(node == other for where in self.parts.values() for other, _ in where):
-                self.nodes += 1
-                del self.shared[node]
+        self.shared[on] += request.gpus_per_node
+        if on not in self.parts.values():
+            self.nodes += 1
+            del self.shared[on]
         return on
 
     def _fullest(self, request: Request) -> str:
@@ -302,8 +299,8 @@ def _make_room(
         if one.leaving:
             room.give(one.request)
     others = sorted((o for o in mine if not o.leaving and o.request.team != request.team), key=_cost)
-    asked: dict[str, tuple[Running, _On]] = {}
-    for unit in _units(request, others, room):
+    asked: dict[str, tuple[Running, str]] = {}
+    for unit in _units(request, others, room, held, due):
         if room.fits(request):
             break
         fresh = [one for one in unit if one.request.job not in asked]
@@ -319,25 +316,38 @@ def _cost(one: Running) -> tuple[int, float, str]:
     return one.request.priority, -one.started_at, one.request.job
 
 
-def _units(request: Request, others: Sequence[Running], room: _Room) -> list[list[Running]]:
+def _units(
+    request: Request, others: Sequence[Running], room: _Room, held: Mapping[str, float], due: Mapping[str, float]
+) -> list[list[Running]]:
     """Sets of jobs, the cheapest first: each makes some room by leaving together, and none would by less."""
-    by_job = {one.request.job: one for one in others}
-    on_node: dict[str, list[tuple[str, float]]] = {}
-    for job, where in room.parts.items():
-        for node, gpus in where:
-            on_node.setdefault(node, []).append((job, gpus))
-    units = [[one] for one in others if not one.request.is_part]
-    for node, parts in on_node.items():
-        able = sorted(((by_job[job], gpus) for job, gpus in parts if job in by_job), key=lambda pair: _cost(pair[0]))
-        wanted = request.gpus_per_node if request.is_part else float("inf")  # a whole node: all of its jobs
-        free, unit = room.shared[node], []
-        for one, gpus in able:
-            if free < wanted:
-                free += gpus
-                unit.append(one)
-        if free >= wanted or (not request.is_part and len(able) == len(parts)):
-            units.append(unit)
+    able = {one.request.job: one for one in others if _stays_due([one], held, due)}
+    units = [[one] for one in able.values() if not one.request.is_part]
+    for node, free in room.shared.items():
+        jobs = [job for job, on in room.parts.items() if on == node]
+        parts = sorted((able[job] for job in jobs if job in able), key=_cost)
+        if request.is_part:
+            units.append(_fewest(parts, request.gpus_per_node - free))
+        elif len(parts) == len(jobs):  # a whole node comes free with the last of its jobs
+            units.append(parts)
     return sorted((unit for unit in units if unit), key=lambda unit: max(map(_cost, unit)))
+
+
+def _fewest(parts: Sequence[Running], gpus: float) -> list[Running]:
+    """Of these, the cheapest that hold so many together, without any that need not; [] where all are too few."""
+    found: list[Running] = []
+    for one in parts:
+        if _gpus(found) < gpus:
+            found.append(one)
+    if _gpus(found) < gpus:
+        return []
+    for one in list(found):
+        if _gpus(found) - one.request.gpus >= gpus:
+            found.remove(one)
+    return found
+
+
+def _gpus(running: Iterable[Running]) -> float:
+    return sum(one.request.gpus for one in running)
 
 
 def _stays_due(leaving: Sequence[Running], held: Mapping[str, float], due: Mapping[str, float]) -> bool:
@@ -348,7 +358,7 @@ def _stays_due(leaving: Sequence[Running], held: Mapping[str, float], due: Mappi
     return all(left[team] >= due.get(team, 0.0) - 1e-9 for team in {one.request.team for one in leaving})
 
 
-def _needed(asked: Mapping[str, tuple[Running, _On]], request: Request, room: _Room) -> list[str]:
+def _needed(asked: Mapping[str, tuple[Running, str]], request: Request, room: _Room) -> list[str]:
     """Without those that need not leave, since others who were thought of later make all the room."""
     needed = []
     for job, (one, on) in reversed(list(asked.items())):

@@ -42,7 +42,7 @@ when the answer can be another; and so often at least, since what teams were cha
 
 @dataclass(frozen=True)
 class JobTerms:
-    """One run: `work_s` of time on `nodes` whole nodes of `group`."""
+    """One run: `work_s` of time on `nodes` whole nodes of `group`, or on `gpus` of one."""
 
     name: str
     group: str
@@ -115,6 +115,10 @@ class Job:
         """On each of its nodes."""
         return float(self.terms.gpus or self.jobs.nodes.groups[self.group or self.terms.group].gpus)
 
+    def size_on(self, group: str) -> float:
+        """In nodes of that group."""
+        return self.terms.gpus / self.jobs.nodes.groups[group].gpus if self.terms.gpus else float(self.terms.nodes)
+
     @property
     def running(self) -> bool:
         return self.state not in ("waiting", "finished")
@@ -139,6 +143,7 @@ class Job:
     def let_go(self, node: Node) -> None:
         """It has the node no longer."""
         seconds = self.jobs.engine.now - self.gang.pop(node)
+        self.runs = None
         self.loading.discard(node)
         self.node_seconds += seconds
         spot = node.group.spec.market == "spot"
@@ -155,6 +160,7 @@ class Job:
     def take(self, node: Node) -> None:
         self.wants = [want for want in self.wants if want in self.jobs.nodes.wants]
         self.gang[node] = self.jobs.engine.now
+        self.runs = None  # where a part is has changed
         self.loading.add(node)
         self.jobs.gathered(self)
 
@@ -444,8 +450,8 @@ class Jobs:
 
     def _room_for(self, job: Job) -> bool:
         group = job.terms.group
-        used = sum(_request(one).size for one in self._running if one.group == group and one is not job)
-        return self._capacity(self.nodes.groups[group]) - used >= job.terms.nodes
+        used = sum(one.size_on(group) for one in self._running if one.group == group and one is not job)
+        return self._capacity(self.nodes.groups[group]) - used >= job.size_on(group)
 
     def finish(self) -> None:
         for job in self._running:
@@ -455,7 +461,8 @@ class Jobs:
 def _runs(job: Job) -> share.Running:
     """Made once for each time that it queues: the queue is asked tens of thousands of times."""
     if job.runs is None:
-        job.runs = share.Running(_request(job), job.asked_at, job.leaving)
+        on = next((node.name for node in job.gang), "") if job.terms.gpus else ""
+        job.runs = share.Running(_request(job), job.asked_at, job.leaving, on)
     return job.runs
 
 

@@ -38,6 +38,7 @@ class Node:
 
     group: Group
     asked_at: float
+    name: str = ""
     ready_at: float | None = None
     ended_at: float | None = None
     leaving: bool = False
@@ -265,7 +266,7 @@ class Nodes:
 
     def start(self, group: Group) -> Node:
         now = self.engine.now
-        node = Node(group, asked_at=now, settled_at=now, free=group.gpus)
+        node = Node(group, asked_at=now, name=f"{group.name}-{group.started}", settled_at=now, free=group.gpus)
         group.nodes[node] = group.starting[node] = None
         group.started += 1
         self.engine.at(now + group.starts.node.seconds, self._ready, node)

@@ -155,6 +155,12 @@ def job_terms(definition: ClusterDefinition, measured: Measured, days: float) ->
     found: list[JobTerms] = []
     for name, job in measured.jobs.items():
         group = definition.jobs[name].group
+        if definition.jobs[name].gpus is not None and job.nodes > 1:
+            raise UsageError(
+                f"job {name} asks for {definition.jobs[name].gpus} GPUs of one node, and its runs are on {job.nodes}",
+                where=f"jobs.{name}.nodes",
+                do="write nodes: 1 in the measurements, or remove gpus from the definition",
+            )
         every_s = job.every.seconds if job.every else days * 86400
         found += [
             JobTerms(

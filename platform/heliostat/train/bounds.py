@@ -53,8 +53,10 @@ class Held(BaseModel):
     """Seconds of a step's own work, by Ray's id of the worker's node; see heliostat.plan.sick."""
     losses: dict[str, int] = {}
     """Workers lost, by Ray's id of their node."""
-    on: dict[str, int] = {}
-    """Workers, by Ray's id of their node."""
+    node: str = ""
+    """Ray's id of the node that it has a part of."""
+    job_id: str = ""
+    """The queue's job that it belongs to: its own, or the sweep's whose trial it is."""
 
 
 class Bound(BaseModel):
@@ -80,12 +82,13 @@ class Reins:
     """
 
     def __init__(
-        self, store: Store, run: str, home: str, low: int, high: int, *, a_node: Mapping[str, int] = _NONE
-    ) -> None:
+        self, store: Store, run: str, home: str, low: int, high: int, *, a_node: Mapping[str, int] = _NONE,
+        job_id: str = "",
+    ) -> None:  # fmt: skip
         self._store, self._run, self._home, self._low, self._high = store, run, home, low, high
-        self._a_node = a_node
+        self._a_node, self._job_id = a_node, job_id
         self._known = _Known()
-        self._held: tuple[str, int, Mapping[str, int]] = (home, 0, {})
+        self._held = (home, 0, "")
         self._step_s: dict[str, float] = {}
         self._losses: dict[str, int] = {}
         self._told: tuple[object, float] = (None, 0.0)
@@ -119,9 +122,9 @@ class Reins:
         """Whether its own group's market refuses nodes now."""
         return self._known.supply is not None and self._known.supply.is_dry(time.time())
 
-    def hold(self, group: str, workers: int, on: Mapping[str, int] = _NONE) -> None:
-        """Say what is held, and how many workers on which nodes; it is told within a second."""
-        self._held = (group, workers, on)
+    def hold(self, group: str, workers: int, node: str = "") -> None:
+        """Say what is held, and of which node it is a part; it is told within a second."""
+        self._held = (group, workers, node)
 
     def lost(self, node: str) -> None:
         """A worker was lost on that node."""
@@ -169,13 +172,14 @@ class Reins:
     def _tell(self) -> None:
         if self._stop.is_set():
             return
-        group, workers, on = self._held
-        now = (group, workers, dict(self._step_s), dict(self._losses), dict(on))
+        group, workers, node = self._held
+        now = (group, workers, dict(self._step_s), dict(self._losses), node)
         if now == self._told[0] and time.monotonic() - self._told[1] < TELL_S:
             return
         held = Held(
             run=self._run, group=group, home=self._home, nodes=self._nodes(workers), low=self._nodes(self._low),
-            high=self._nodes(self._high), at=time.time(), step_s=now[2], losses=now[3], on=now[4],
+            high=self._nodes(self._high), at=time.time(), step_s=now[2], losses=now[3], node=node,
+            job_id=self._job_id,
         )  # fmt: skip
         self._store.put(f"gangs/{self._run}/held.json", held.model_dump_json().encode())
         self._told = (now, time.monotonic())

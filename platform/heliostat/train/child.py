@@ -137,7 +137,8 @@ def _run(order: Order, seat: Seat, line: _Line, listener: socket.socket | None, 
         if _is_loss(error):
             return "lost", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         trace = traceback.format_exc(limit=-4)
-        print(trace, flush=True)  # noqa: T201  # the job's log is its standard output
+        with contextlib.suppress(OSError):
+            print(trace, flush=True)  # noqa: T201  # the job's log is its standard output
         if context is not None:
             with contextlib.suppress(OSError):
                 context.fail()

@@ -218,7 +218,8 @@ class TrainContext:
 
     def log(self, message: str) -> None:
         if self.rank == 0:
-            print(message, flush=True)  # noqa: T201  # the job's log is its standard output
+            with contextlib.suppress(OSError):  # a full disk ends no training
+                print(message, flush=True)  # noqa: T201  # the job's log is its standard output
 
     # --- when -------------------------------------------------------------------------------------------------------
 

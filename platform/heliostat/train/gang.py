@@ -12,6 +12,7 @@ Why not Ray Train's own controller, and what each costs in seconds: docs/decisio
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import sys
@@ -67,6 +68,7 @@ class _Place:
     asked_at: float
     group: str
     asked_wall: float  # the same, since the epoch
+    slot: _Slot | None = None
     about: About | None = None
     line: socket.socket | None = None  # open as long as its process lives
     deadline: float | None = None  # of its node, since the epoch; None without a notice
@@ -83,6 +85,14 @@ class _Place:
             return True
 
 
+@dataclass(eq=False)
+class _Slot:
+    """Of one node, the GPUs of a gang that shares it with other jobs: Ray puts all of them there, or none."""
+
+    group: str
+    bundles: Any  # Any: Ray's placement group
+
+
 @dataclass(frozen=True)
 class GangSpec:
     """What a gang asks of the cluster."""
@@ -95,6 +105,8 @@ class GangSpec:
     gpus: float = 1
     fallback: str = ""  # the group to go to while `group` has no nodes to be had; "": none
     a_node: Mapping[str, int] = field(default_factory=dict)  # workers on one node of a group; 1 where it is not told
+    part: int = 0  # GPUs of the one node that it shares with other jobs; 0: its nodes are its own
+    job_id: str = ""  # of the queue's job that it belongs to
 
 
 @dataclass
@@ -144,7 +156,8 @@ class Gang:
         self._state = "waiting for nodes"
         self._total = 0.0
         self._places: list[_Place] = []
-        self._reins = Reins(store, spec.run, gang.group, gang.low, gang.high, a_node=gang.a_node)
+        self._slots: list[_Slot] = []
+        self._reins = Reins(store, spec.run, gang.group, gang.low, gang.high, a_node=gang.a_node, job_id=gang.job_id)
         self._away = False  # on the fallback
         self._missing_since: float | None = None
         self._warmed: set[str] = set()  # nodes
@@ -294,7 +307,7 @@ class Gang:
             if (elsewhere and not self._away) or (place.group == group and room < 0):
                 self._remove(place)
         self._reins.release()
-        self._reins.hold(group, len(chosen), Counter(_node(place) for place in chosen))
+        self._reins.hold(group, len(chosen), _node(chosen[0]) if self._gang.part else "")
 
     def _fill(self) -> None:
         """Ask for what is missing: a pending actor is what makes the autoscaler start a node."""
@@ -308,19 +321,44 @@ class Gang:
 
     def _ask(self, group: str) -> None:
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        actor = (
-            ray.remote(Keeper)
-            .options(
-                num_cpus=self._gang.cpus,
-                num_gpus=self._gang.gpus,
-                max_concurrency=8,
-                label_selector={LABEL_GROUP: group},
-                scheduling_strategy="DEFAULT",  # not into the placement group of a Tune trial that drives us
-            )
-            .remote()
+        slot = self._slot(group) if self._gang.part else None
+        where: dict[str, Any] = {
+            "label_selector": {LABEL_GROUP: group},
+            "scheduling_strategy": "DEFAULT",  # not into the placement group of a Tune trial that drives us
+        }
+        if slot is not None:
+            where = {"scheduling_strategy": PlacementGroupSchedulingStrategy(slot.bundles)}
+        options = {"num_cpus": self._gang.cpus, "num_gpus": self._gang.gpus, "max_concurrency": 8, **where}
+        actor = ray.remote(Keeper).options(**options).remote()
+        self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group, time.time(), slot))
+
+    def _slot(self, group: str) -> _Slot:
+        """Of a node that is not to be left, with room for one worker more."""
+        from ray.util import placement_group
+
+        for slot in self._slots:
+            places = [place for place in self._places if place.slot is slot]
+            if slot.group == group and len(places) < self._gang.part and all(p.deadline is None for p in places):
+                return slot
+        bundles = placement_group(
+            [{"CPU": self._gang.cpus, "GPU": self._gang.gpus}] * self._gang.part,
+            strategy="STRICT_PACK",
+            bundle_label_selector=[{LABEL_GROUP: group}] * self._gang.part,
         )
-        self._places.append(_Place(actor, actor.about.remote(), time.monotonic(), group, time.time()))
+        self._slots.append(_Slot(group, bundles))
+        return self._slots[-1]
+
+    def _drop(self, place: _Place) -> None:
+        """The gang has it no longer, and nothing of its node's slot where it was the last one there."""
+        self._places.remove(place)
+        slot = place.slot
+        if slot is not None and not any(other.slot is slot for other in self._places):
+            from ray.util import remove_placement_group
+
+            self._slots.remove(slot)
+            remove_placement_group(slot.bundles)
 
     def _consider_fallback(self) -> None:
         """Go to the fallback where the own group's market refuses. It is left once the own group has all."""
@@ -389,7 +427,7 @@ class Gang:
                         **self._held(place),
                     )
                 except ray.exceptions.RayError:
-                    self._places.remove(place)
+                    self._drop(place)
 
     def _living(self, group: str | None = None) -> list[_Place]:
         """Those that may train, all of one group: that one, or where a deadline puts the gang; else the gang's own
@@ -420,7 +458,7 @@ class Gang:
         _kill(place)
         if place.about is not None:
             self._emit("keeper_ended", **self._held(place))
-        self._places.remove(place)
+        self._drop(place)
 
     def _look(self) -> bool:
         """Notices, a few times a second."""
@@ -746,4 +784,5 @@ def _node(place: _Place) -> str:
 
 
 def _say(message: str) -> None:
-    print(f"heliostat: {message}", file=sys.stderr, flush=True)  # noqa: T201  # the job's log
+    with contextlib.suppress(OSError):  # a full disk ends no training
+        print(f"heliostat: {message}", file=sys.stderr, flush=True)  # noqa: T201  # the job's log

@@ -8,6 +8,7 @@ The driver keeps the workers (`gang.py`); the checkpoints are ours (`checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -108,12 +109,16 @@ def run(
     if done is not None:
         return done
     group = group or os.environ.get(GROUP) or "train"
-    _check_room(low, group)
     _check_part(workers + standby)
+    _check_room(low, group)
     spec = RunSpec(run_name, checkpoint_every, workers, group, _tags("team", "project", "job", "user"))
     a_node = json.loads(os.environ.get(NODE_WORKERS, "{}"))
-    _tell_of_a_node_half_used(workers + standby, a_node.get(group, 1))
-    gang = GangSpec(low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""), a_node=a_node)
+    if run_name == os.environ.get(RUN):  # not one trial of many
+        _tell_of_a_node_half_used(workers + standby, a_node.get(group, 1))
+    gang = GangSpec(
+        low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""), a_node=a_node,
+        part=int(os.environ.get(GPUS) or 0), job_id=os.environ.get(JOB_ID, ""),
+    )  # fmt: skip
     terms = read_terms(os.environ[DEADLINE]) if os.environ.get(DEADLINE) else None
     failure = _train(train, config, spec, gang, terms, settings, store, on_progress)
     if failure:
@@ -178,8 +183,10 @@ def _train(
         made = gang.goodput()
         if chooser is not None:
             _tell_deadline(chooser, spool, spec)
-        print(f"goodput: {made.line()}", flush=True)  # noqa: T201  # the job's log is its standard output
+        with contextlib.suppress(OSError):  # a full disk ends no training
+            print(f"goodput: {made.line()}", flush=True)  # noqa: T201  # the job's log is its standard output
         spool.emit("goodput", run=spec.run, **spec.tags, **asdict(made), held=made.held, share=made.share)
+        spool.close()
 
 
 def _check_room(workers: int, group: str) -> None:
@@ -241,7 +248,8 @@ def _end_in_order() -> None:
 
 
 def _say(message: str) -> None:
-    print(f"heliostat: {message}", flush=True)  # noqa: T201  # the job's log is its standard output
+    with contextlib.suppress(OSError):  # a full disk ends no training
+        print(f"heliostat: {message}", flush=True)  # noqa: T201  # the job's log is its standard output
 
 
 def _tags(*names: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ jobs:
   blue-one: {entrypoint: sleep 9, group: train, publishes: m, nodes: 1, team: blue}
   blue-urgent: {entrypoint: sleep 9, group: train, publishes: m, nodes: 1, team: blue, priority: 5}
   red-part: {entrypoint: sleep 9, group: large, publishes: m, gpus: 3, team: red}
-  blue-both: {entrypoint: sleep 9, group: large, publishes: m, nodes: 2, team: blue}
+  blue-node: {entrypoint: sleep 9, group: large, publishes: m, gpus: 8, team: blue}
 tags: {team: demo, project: voice}
 """
 
@@ -209,18 +209,18 @@ def test_jobs_that_ask_for_some_gpus_of_a_node_share_it(shared: Shared) -> None:
     parts = [shared.submit("red-part") for _ in range(4)]
     shared.after(1)
     assert set(shared.jobs) == set(parts)
-    both = shared.submit("blue-both")
+    whole = shared.submit("blue-node")
     shared.after(1)
-    assert "needs 2 nodes of large at once, 0 free" in shared.why()[both]
+    assert "needs 1 node of large at once, 0 free" in shared.why()[whole]
     one_more = shared.submit("red-part")
     shared.after(1)
     assert "needs 3 GPUs of a node of large, 2 free on one" in shared.why()[one_more]
     for job, node in zip(parts, "aabb", strict=True):
         run = next(one.run for one in queued.read_queue(shared.store) if one.job_id == job)
-        held = Held(run=run, group="large", home="large", nodes=1, low=1, high=1, at=shared.now, on={node: 3})
+        held = Held(run=run, group="large", home="large", nodes=1, low=1, high=1, at=shared.now, node=node)
         shared.store.put(f"gangs/{run}/held.json", held.model_dump_json().encode())
     for job in (parts[0], parts[2]):  # on two nodes: there is room for parts now, and for no whole node
         shared.jobs[job] = "SUCCEEDED"
     shared.after(1)
     assert one_more in shared.jobs
-    assert "needs 2 nodes of large at once, 0 free" in shared.why()[both]
+    assert "needs 1 node of large at once, 0 free" in shared.why()[whole]

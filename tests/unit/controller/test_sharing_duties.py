@@ -35,18 +35,18 @@ def held(run: str, nodes: int, *, low: int = 1, high: int = 3, group: str = "tra
     return Held(run=run, group=group, home="train", nodes=nodes, low=low, high=high, at=NOW)
 
 
-def test_a_part_is_where_its_workers_are_and_what_it_may_have_besides_is_beside_them() -> None:
-    part = job("a", started_at=NOW).model_copy(update={"gpus_per_node": 4.0, "node_gpus": {"train": 8.0}})
+def test_a_part_is_on_the_node_that_its_gang_names() -> None:
+    part = job("a", started_at=NOW).model_copy(update={"nodes": 1, "gpus_per_node": 4.0, "node_gpus": {"train": 8.0}})
+    [new] = running(View((), (part,), {}))
+    [known] = running(View((), (part,), {"a": held("a", 1).model_copy(update={"node": "x"})}))
+    assert (new.on, known.on, known.request.is_part) == ("", "x", True)
 
-    def on(**workers: int) -> tuple[tuple[str, float], ...]:
-        told = held("a", 2).model_copy(update={"on": workers})
-        [found] = running(View((), (part,), {"a": told}))
-        assert (found.request.is_part, found.request.nodes) == (True, 1)
-        return found.on
 
-    assert on() == ()  # nobody knows yet
-    assert on(x=4) == (("x", 4.0),)
-    assert on(x=1, y=2) == (("y", 3.0), ("x", 1.0))
+def test_the_trials_of_a_queued_sweep_hold_what_the_sweep_was_given() -> None:
+    sweep, trial, stranger = job("sweep", started_at=1.0), held("trial", 1), held("by-hand", 1)
+    alone = View((), (sweep,), {"by-hand": stranger})
+    with_trial = View((), (sweep,), {"by-hand": stranger, "trial": trial.model_copy(update={"job_id": "sweep"})})
+    assert capacity(LAPTOP, with_trial) == capacity(LAPTOP, alone)
 
 
 def test_a_job_of_the_definition_waits_as_what_the_definition_says() -> None:

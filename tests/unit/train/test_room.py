@@ -16,17 +16,18 @@ name: rooms
 groups:
   small: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..3, fallback: large}
   large: {role: training, market: on-demand, cpus: 4, gpus: 4, nodes: 0..1}
+  wide: {role: training, market: on-demand, cpus: 4, gpus: 4, nodes: 0..1}
 store: {kind: embedded, bucket: heliostat}
 jobs:
   stays: {entrypoint: sleep 9, group: small, publishes: m}
   moves: {entrypoint: sleep 9, group: small, publishes: m, falls_back: true}
-  shares: {entrypoint: sleep 9, group: large, publishes: m, gpus: 2}
+  shares: {entrypoint: sleep 9, group: wide, publishes: m, gpus: 2}
 tags: {team: demo, project: voice}
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "group", "most"), [("stays", "small", 3), ("moves", "small", 4), ("shares", "large", 2)]
+    ("name", "group", "most"), [("stays", "small", 3), ("moves", "small", 4), ("shares", "wide", 2)]
 )
 def test_as_many_workers_as_its_groups_may_ever_have(
     name: str, group: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -251,6 +251,7 @@ def test_jobs_that_need_a_part_share_a_node_and_one_more_waits_for_room(platform
     try:
         one, other = (trains_on(platform, job.run, "wide") for job in jobs[:2])
         assert one.fields["node"] == other.fields["node"]
+        assert one.fields["gpus"] == other.fields["gpus"] == 1  # what the meter counts
         last = until(platform, jobs[2].job_id, "queued").what
         assert "needs 1 GPU of a node of wide, 0 free on one" in last
         platform.jobs.stop(jobs[0].job_id)

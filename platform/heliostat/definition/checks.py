@@ -220,12 +220,14 @@ def _check_job(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> It
 def _check_shared(parts: Parts) -> Iterator[Finding]:
     """Ray would put the workers of a job that has whole nodes into the room that others leave on theirs."""
     on = {name: _groups_of(job, parts.groups) for name, job in parts.jobs.items() if job.cluster == "shared"}
-    for name, groups in on.items():
-        whole = sorted(other for other in on if parts.jobs[other].gpus is None and groups & on[other])
-        if parts.jobs[name].gpus is not None and whole:
-            group = sorted(groups & on[whole[0]])[0]
-            text = f"{whole[0]!r} has whole nodes of {group!r}; put jobs that share nodes on a group of their own"
-            yield ("jobs", name, "gpus"), f"{text}, or give {whole[0]!r} gpus too"
+    for name in on:
+        gpus = parts.jobs[name].gpus
+        shared = {group for group in on[name] if gpus and group in parts.groups and gpus < parts.groups[group].gpus}
+        for other in sorted(on):
+            if parts.jobs[other].gpus is None and (both := sorted(shared & on[other])):
+                text = f"{other!r} has whole nodes of {both[0]!r}; put jobs that share nodes on a group of their own"
+                yield ("jobs", name, "gpus"), f"{text}, or give {other!r} gpus too"
+                break
 
 
 def _groups_of(job: JobSpec, groups: Mapping[str, WorkerGroup]) -> set[str]:

@@ -61,3 +61,24 @@ def test_an_endpoint_that_an_embedded_store_would_ignore_is_refused(tmp_path: Pa
 def test_a_definition_that_refers_to_itself_is_refused(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, "name: &a {b: *a}\n")
     assert "refers to itself" in problem.message or "not YAML" in problem.message
+
+
+def test_a_group_has_whole_nodes_to_give_or_parts_of_them(tmp_path: Path) -> None:
+    text = """\
+name: shares
+groups:
+  eight: {role: training, market: spot, cpus: 8, gpus: 8, nodes: 0..2}
+  single: {role: training, market: spot, cpus: 1, gpus: 1, nodes: 0..2}
+store: {kind: embedded, bucket: heliostat}
+jobs:
+  part: {entrypoint: sleep 9, group: eight, publishes: m, gpus: 2}
+  whole: {entrypoint: sleep 9, group: eight, publishes: m}
+  one: {entrypoint: sleep 9, group: single, publishes: m, gpus: 1}
+  another: {entrypoint: sleep 9, group: single, publishes: m}
+tags: {team: demo, project: voice}
+"""
+    (problem,) = problems(tmp_path, text)
+    assert (problem.field, problem.line) == ("jobs.part.gpus", line_of(text, "part:"))
+    assert "'whole' has whole nodes of 'eight'" in problem.message
+    (tmp_path / "cluster.yaml").write_text(text.replace("publishes: m}\n  one", "publishes: m, gpus: 8}\n  one"))
+    assert load(tmp_path / "cluster.yaml").jobs["whole"].gpus == 8

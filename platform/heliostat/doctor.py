@@ -21,7 +21,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from heliostat.errors import HeliostatError, ObjectExists, ObjectMissing, SettingsError, SwapLost
-from heliostat.settings import UP, Settings, home, load
+from heliostat.settings import UP, Settings, home, known, load
 from heliostat.store import Store
 
 State = Literal["fine", "warning", "broken"]
@@ -56,6 +56,11 @@ def examine(cluster: str | None = None, *, progress: Progress = lambda _: None) 
     try:
         settings = load(cluster)
     except SettingsError as error:
+        if cluster is None and not known() and not any(name.startswith("HELIOSTAT_SETTINGS") for name in os.environ):
+            return [
+                *found,
+                Check("fine", "cluster", "none yet; the rest is looked at once there is one", f"run `{UP}`"),
+            ]
         return [*found, Check("broken", "settings", str(error.what), error.do or f"run `{UP}`")]
     found += settings_file(settings, cluster)
     if (ended := _ended(settings)) is not None:

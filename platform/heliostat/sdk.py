@@ -126,6 +126,8 @@ class PlatformStatus:
     processes: int
     nodes: tuple[NodeRecord, ...]  # living worker nodes
     apps: tuple[AppStatus, ...]
+    jobs: tuple[JobRow, ...] = ()
+    """Those that have not ended, the queue too."""
 
     def _repr_html_(self) -> str:
         """Three tables, for notebooks."""
@@ -308,6 +310,7 @@ class Platform:
             state.process_count,
             tuple(self.nodes()) if up else (),
             apps,
+            tuple(row for row in self.jobs.list() if row.status not in jobs_api.FINISHED) if up else (),
         )
 
     def nodes(self) -> list[NodeRecord]:
@@ -317,6 +320,7 @@ class Platform:
 
     def reclaim(self, group: str, *, notice_s: float, progress: Progress = lambda _: None) -> NodeRecord:
         """Take one spot node of the group away for real: notice, then SIGKILL. Embedded clusters only."""
+        _known(self.definition.groups, group, "group")
         return reclaim.reclaim(self.settings, group, notice_s=notice_s, progress=progress)
 
     def limit_capacity(self, group: str, nodes: int | None) -> None:
@@ -329,13 +333,9 @@ class Platform:
     def snapshot(self) -> Snapshot:
         """The cluster at this moment, as heliostat.plan.why judges it; the jobs in the queue too."""
         from heliostat.cluster.snapshot import take_snapshot
-        from heliostat.plan.why import Work
 
-        found = take_snapshot(self.settings, self.definition)
-        known = {work.name for work in found.works}
-        queued = [row for row in job_queue.queue_rows(self.store) if row.job_id not in known]
-        works = tuple(Work(row.job_id, "job", "pending", queued=row.why) for row in queued)
-        return replace(found, works=found.works + works)
+        found = job_queue.with_queue(self.store, take_snapshot(self.settings, self.definition))
+        return desired.with_releases(self.store, found, self.definition.applications)
 
     def events(self) -> list[Event]:
         """Every event in the store, by time."""
@@ -643,6 +643,17 @@ class Jobs:
                 raise
             return kept
 
+    def find(self, job_or_run: str) -> JobRow | None:
+        """The job, or the run's newest one; None where neither the cluster nor the queue knows it."""
+        rows = [row for row in self.list() if job_or_run in (row.job_id, row.run)]
+        return rows[-1] if rows else None
+
+    def knows(self, run: str) -> bool:
+        """Whether there was such a run: a job of it, or what one left in the store."""
+        check_segment(run, what="run")
+        left = any(next(iter(self._platform.store.list(f"{kind}/{run}/")), None) for kind in ("checkpoints", "runs"))
+        return left or self.find(run) is not None
+
     def progress(self, run: str) -> RunProgress | None:
         """How far the run is, or was when it ended, with its curve; None while nothing is known."""
         return read_progress(self._platform.store, check_segment(run, what="run"))
@@ -697,15 +708,18 @@ class Jobs:
         return self.result(job.run)
 
     def result(self, run: str) -> TrainedModel:
-        """What a finished run left in the store. Raises JobError for one that left nothing."""
+        """What a finished run, or a job's run, left in the store. Raises JobError for one that left nothing."""
         made = trained_model(self._platform.store, run)
-        if made is None:
-            known = sorted({row.run for row in self.list() if row.run})
-            raise JobError(
-                f"run {run!r} left no model",
-                do=f"wait until it has succeeded; runs: {', '.join(known) or 'none was submitted yet'}",
-            )
-        return made
+        if made is not None:
+            return made
+        row = self.find(run)
+        if row is None:
+            done = sorted({row.run for row in self.list() if row.run and row.status == "SUCCEEDED"})
+            raise JobError(f"there is no run {run!r}", do=f"those that succeeded: {', '.join(done) or 'none yet'}")
+        if row.run and row.run != run and (made := trained_model(self._platform.store, row.run)) is not None:
+            return made
+        do = f"heliostat job logs {row.job_id}" if row.status in jobs_api.FINISHED else "wait until it has succeeded"
+        raise JobError(f"run {row.run or run!r} has left no model; its job is {row.status}", do=do)
 
 
 class Models:

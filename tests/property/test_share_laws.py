@@ -358,6 +358,12 @@ def test_a_part_of_several_nodes_is_refused() -> None:
         decide([replace(part("a", 2), nodes=3)], [], {"a100": 3}, {}, Policy({}), now=0)
 
 
+def test_what_others_hold_now_makes_no_job_hopeless() -> None:
+    two = Request("two", "search", "a100", 2, 1, 0.0)
+    [wait] = decide([two], [], {"a100": 1}, {}, Policy({}), now=1, most={"a100": 3}).waits
+    assert (wait.why, wait.hopeless) == ("needs 2 nodes of a100 at once, 1 free; waits 1s", False)
+
+
 @pytest.mark.parametrize("share", [0, -1, float("inf"), float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(UsageError, match="share of search"):

@@ -26,3 +26,20 @@ def test_what_it_tells_programs_can_be_parsed(
     code, out, _ = run(words, monkeypatch, capsys)
     assert code == 0
     assert not out.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("job submit intent-classifier --run typo", 2, "there is no run 'typo' to resume"),
+        ("job show typo", 1, "there is no run 'typo'"),
+        ("model publish intent-classifier typo", 1, "there is no run 'typo'"),
+        ("chaos reclaim typo", 2, "the definition has no group 'typo'"),
+    ],
+)
+def test_a_name_that_is_none_is_told_before_anything_is_done(
+    platform: Platform, words: str, code: int, told: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    got, _, err = run(words, monkeypatch, capsys)
+    assert (got, told in err) == (code, True), err

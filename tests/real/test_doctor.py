@@ -43,8 +43,11 @@ def test_a_healthy_cluster_has_nothing_broken(
     assert examined(platform.settings, monkeypatch, tmp_path) == {}
 
 
-def test_without_settings_it_says_so(heliostat_home: Path) -> None:
-    assert list(broken(doctor.examine())) == ["settings"]
+def test_before_the_first_cluster_nothing_is_broken_and_a_name_that_is_none_is(heliostat_home: Path) -> None:
+    found = doctor.examine()
+    assert broken(found) == {}
+    assert [check.do for check in found if check.what == "cluster"] == ["run `heliostat up cluster/laptop.yaml`"]
+    assert list(broken(doctor.examine("typo"))) == ["settings"]
 
 
 def test_a_cluster_that_was_taken_down_is_not_broken(heliostat_home: Path) -> None:

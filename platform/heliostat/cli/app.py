@@ -63,6 +63,7 @@ def up(
     platform = sdk.up(definition, name=name, progress=print_progress)
     print_progress(f"up: dashboard {platform.settings.dashboard_url}, applications {platform.settings.serve_url}")
     print_progress(f"the dashboard asks for the token in {platform.settings.token_path}")
+    print_progress(f"jobs and applications run from {platform.settings.project_root}")
 
 
 @app.command()
@@ -131,6 +132,9 @@ def status(
                 for n in state.nodes
             ],
         )
+    if state.jobs:
+        queued = sum(row.status == "QUEUED" for row in state.jobs)
+        print_progress(f"{len(state.jobs) - queued} jobs run, {queued} wait in the queue: heliostat job list")
     if state.apps:
         print_table(
             ("application", "state", "replicas", "message"),

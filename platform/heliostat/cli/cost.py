@@ -231,12 +231,13 @@ def budget_set(
     cluster: Cluster = None,
 ) -> None:
     """Set or raise a budget. It holds until it is set again, or the definition changes it."""
+    from heliostat.controller.budgets import PERIOD_S
     from heliostat.sdk import Platform
 
     made = Platform.connect(cluster).set_budget(name, gpu_hours=gpu_hours, usd=usd, at_limit=at_limit, why=why)
     limits = ((made.budget.gpu_hours, "GPU-hours"), (made.budget.usd, "USD"))
     told = " and ".join(f"{limit:,.10g} {unit}" for limit, unit in limits if limit is not None)
-    print_progress(f"{made.key}: {told} a month; at the limit: {made.budget.at_limit}")
+    print_progress(f"{made.key}: {told} a month; at the limit: {made.budget.at_limit}; in force within {PERIOD_S:g} s")
 
 
 @budget.command("withdraw")

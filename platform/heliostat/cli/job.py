@@ -22,6 +22,8 @@ TELL_S = 10.0
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """What stands after -- is the job's."""
 
+_NO_STEP = "no gang has told anything of it; heliostat job logs has what it printed"
+
 job = typer.Typer(help="Training jobs on the spot groups.", no_args_is_help=True)
 
 
@@ -35,9 +37,12 @@ def job_submit(
     json: Json = False,
 ) -> None:
     """Submit a training job. What stands after -- goes to the job: job submit NAME -- --epochs 3"""
+    from heliostat.errors import UsageError
     from heliostat.sdk import Platform
 
     platform = Platform.connect(cluster)
+    if run is not None and not platform.jobs.knows(run):
+        raise UsageError(f"there is no run {run!r} to resume", do="heliostat job list; without --run a new one begins")
     submitted = platform.jobs.submit(name, arguments=[a for a in context.args if a != "--"], run=run)
     print_progress(f"submitted {submitted.job_id} (run {submitted.run}); heliostat job list shows the queue")
     if follow:
@@ -80,7 +85,7 @@ def job_logs(
 
 @job.command("show")
 def job_show(
-    run: Annotated[str, typer.Argument(help="A run: `heliostat job list` has them.")],
+    run: Annotated[str, typer.Argument(help="A run, or a job: `heliostat job list` has them.")],
     cluster: Cluster = None,
     json: Json = False,
 ) -> None:
@@ -88,9 +93,19 @@ def job_show(
     from heliostat.errors import JobError
     from heliostat.sdk import Platform
 
-    progress = Platform.connect(cluster).jobs.progress(run)
+    jobs = Platform.connect(cluster).jobs
+    progress = jobs.progress(run)
+    row = jobs.find(run) if progress is None else None
+    if row is not None and row.run:
+        progress = jobs.progress(row.run)
     if progress is None:
-        raise JobError(f"nothing is known of a run {run!r}", do="heliostat job list")
+        if row is None:
+            raise JobError(f"there is no run {run!r}", do="heliostat job list")
+        if json:
+            print_json(row)
+        else:
+            print_table(("run", "job", "state", "why"), [(row.run, row.job_id, row.status, row.why or _NO_STEP)])
+        return
     if json:
         print_json(progress)
         return

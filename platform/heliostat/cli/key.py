@@ -28,6 +28,7 @@ def key_create(
     from heliostat.serve.keys import create_key
 
     typer.echo(create_key(Platform.connect(cluster).store, name, team=team, applications=application))
+    print_progress(f"it opens applications that name it in the definition (keys: [{name}]) and were deployed so")
 
 
 @keys.command("list")

@@ -177,7 +177,7 @@ def plan_need(
         )
         return
     title = f"{count} x {' or '.join(names)} for {long}" + (
-        f", by {day:%A} {day} ({(day - known.today).days} days)" if day else ""
+        f", by {day:%A} {day} ({(left := (day - known.today).days)} day{'s' * (left != 1)})" if day else ""
     )
     print_offers(made, known, title=title, top=top, why=why, unit=None)
     if plan:

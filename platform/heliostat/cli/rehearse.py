@@ -72,7 +72,8 @@ def job_rehearse(
     traces = _traces(trace or [], generate)
     stride_s = Duration.parse(stride).seconds
     windows = cut_all(traces, deadline_s=job.deadline_s, stride_s=stride_s, nodes=nodes)
-    print_progress(f"{name}: {len(windows)} windows of {deadline} from {len(traces)} traces, {work} of work in each")
+    replayed = f"{len(windows)} windows of {deadline} from {len(traces)} trace{'s' * (len(traces) != 1)}"
+    print_progress(f"{name}: {replayed}, {work} of work in each")
     if real:
         if window >= len(windows):
             raise UsageError(f"there is no window {window}", where="--window", do=f"0 to {len(windows) - 1}")

@@ -26,7 +26,10 @@ def app_deploy(name: str, cluster: Cluster = None) -> None:
     platform.apps.deploy(name)
     print_progress(f"{name} is wanted; waiting until Serve has it")
     platform.apps.wait_deployed(name, progress=print_progress)
-    print_progress(f"{name} answers at {platform.apps.url(name)} once a version is released")
+    model, _, alias = platform.definition.applications[name].model.partition("@")
+    live = platform.models.alias(model, alias)
+    when = f"v{live.version}" if live else f"once a version is released: heliostat app release {name} {model}:vN"
+    print_progress(f"{name} answers at {platform.apps.url(name)}, {when}")
 
 
 @apps.command("status")

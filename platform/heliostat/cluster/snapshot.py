@@ -21,7 +21,7 @@ from heliostat.cluster.gcs import cluster_status
 from heliostat.cluster.nodes import NodeRecord, Refusal, read_nodes, read_refusal
 from heliostat.definition import ClusterDefinition
 from heliostat.errors import ClusterNotUp
-from heliostat.plan.why import Demand, Fact, FactKind, Gang, Group, Node, Phase, Snapshot, Work
+from heliostat.plan.why import NOT_DEPLOYED, Demand, Fact, FactKind, Gang, Group, Node, Phase, Snapshot, Work
 from heliostat.settings import Settings
 
 Row = Mapping[str, Any]  # Any: JSON of Ray's state API
@@ -277,7 +277,7 @@ def _apps(ray: RayState, definition: ClusterDefinition, names: Mapping[str, str]
     for name in sorted({*ray.applications, *definition.applications}):
         app = ray.applications.get(name)
         if app is None:
-            yield Work(name, "app", "asleep", "not deployed")
+            yield Work(name, "app", "asleep", NOT_DEPLOYED)
             continue
         rows = [row for row in ray.actors if _app_of(row) == name]
         replicas = [r for d in (app.get("deployments") or {}).values() for r in d.get("replicas", ())]

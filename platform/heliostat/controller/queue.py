@@ -75,11 +75,15 @@ def capacity(definition: ClusterDefinition, view: View) -> dict[str, int]:
     The trials of a queued sweep hold what the sweep was given.
     """
     ours = {name for job in (*view.waiting, *view.running) for name in (job.run, job.job_id)}
-    found = {name: group.nodes.high for name, group in definition.groups.items() if group.role == "training"}
+    found = _most(definition)
     for run, held in view.held.items():
         if not ours & {run, held.job_id} and held.group in found:
             found[held.group] = max(0, found[held.group] - held.nodes)
     return found
+
+
+def _most(definition: ClusterDefinition) -> dict[str, int]:
+    return {name: group.nodes.high for name, group in definition.groups.items() if group.role == "training"}
 
 
 def growth(view: View, waiting_for: Collection[str]) -> dict[str, int | None]:
@@ -132,7 +136,8 @@ class Queue:
         view = self._view(world, self._sort_out(world, jobs, ray, now), now)
         held = running(view)
         usage = charge(state.usage, held, min(now - state.at, KEEP_S), half_life_s=policy(self._definition).half_life_s)
-        made = decide(requests(view), held, capacity(self._definition, view), usage, policy(self._definition), now=now)
+        room, most = capacity(self._definition, view), _most(self._definition)
+        made = decide(requests(view), held, room, usage, policy(self._definition), now=now, most=most)
         self._start(world, view, made, now)
         self._ask_to_leave(world, view, made)
         waiting_for = {job.group for job in view.waiting if job.job_id not in made.start}

@@ -281,7 +281,7 @@ def _is_union_tag(part: str | int) -> bool:
 def _message(found: Any, location: Location) -> str:  # Any: pydantic's error
     kind, value = found["type"], found.get("input")
     if kind == "missing":
-        return "is missing; add it"
+        return f"is missing; add it{_such_as(location)}"
     if kind == "extra_forbidden":
         known = _fields_beside(location)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -291,20 +291,33 @@ def _message(found: Any, location: Location) -> str:  # Any: pydantic's error
     if kind == "value_error":
         return str(found["ctx"]["error"])
     if kind == "string_pattern_mismatch":
-        return f"{value!r} does not match {found['ctx']['pattern']}"
+        return f"{value!r} does not match {found['ctx']['pattern']}{_such_as(location)}"
     shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"{found['msg'][0].lower()}{found['msg'][1:]}{shown}"
 
 
+def _such_as(location: Location) -> str:
+    """An example of the field, where the model has one."""
+    field = _part_with(location).model_fields.get(str(location[-1]))
+    example = (field.examples or [None])[0] if field is not None else None
+    if isinstance(example, dict):
+        example = f"{{{', '.join(f'{key}: {value}' for key, value in example.items())}}}"
+    return f", such as {example}" if example is not None else ""
+
+
 def _fields_beside(location: Location) -> list[str]:
     """The fields that the part with the unknown key could have."""
+    return sorted(_part_with(location).model_fields)
+
+
+def _part_with(location: Location) -> Any:  # Any: the class of a part
     model: Any = ClusterDefinition
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
         if field is None:
             continue  # a name of the user's, below a dict
         model = next((arg for arg in _arguments(field.annotation) if _is_part(arg)), model)
-    return sorted(model.model_fields)
+    return model
 
 
 def _arguments(annotation: Any) -> list[Any]:

@@ -63,7 +63,11 @@ class Part(BaseModel):
 class RaySoftware(Part):
     version: str = Field(default="2.60.0", pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")
     """Ray's version in the image; token authentication needs 2.52 or later."""
-    image: str | None = Field(default=None, pattern=r"^[^\s@]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$")
+    image: str | None = Field(
+        default=None,
+        examples=["registry.example/heliostat:0.3.0"],
+        pattern=r"^[^\s@]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$",
+    )
     """Container image of head, workers and controller, with Heliostat and the recipes in it; by tag or digest."""
     pull_secret: ObjectName | None = None
     """Secret with the registry's credentials."""
@@ -249,13 +253,15 @@ class Retrain(Part):
 
 
 class Application(Part):
-    recipe: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    recipe: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", examples=["serve_apps.intent_classifier:IntentClassifier"]
+    )
     """module:Class of a serving recipe."""
-    model: str = Field(pattern=r"^[a-z][a-z0-9-]*@[a-z][a-z0-9-]*$")
+    model: str = Field(pattern=r"^[a-z][a-z0-9-]*@[a-z][a-z0-9-]*$", examples=["intent-classifier@production"])
     """name@alias; the replicas follow the alias."""
     group: str
     """A serving group."""
-    route: str = Field(pattern=r"^/[a-z0-9][a-z0-9/_-]*$")
+    route: str = Field(pattern=r"^/[a-z0-9][a-z0-9/_-]*$", examples=["/intent-classifier"])
     """Path that it answers at."""
     replicas: CountRange
     """While in use. Idle, an application goes to zero."""
@@ -277,11 +283,11 @@ class Application(Part):
 
 
 class JobSpec(Part):
-    entrypoint: str = Field(min_length=1)
+    entrypoint: str = Field(min_length=1, examples=["python -m train_jobs.intent_classifier"])
     """The command, run in the folder or image with the recipes."""
     group: str
     """A training group."""
-    publishes: Name
+    publishes: Name = Field(examples=["intent-classifier"])
     """The model that its runs become versions of."""
     nodes: int = Field(default=1, ge=1, le=10_000)
     """Nodes that it needs at once: the queue starts it when it can have all of them."""
@@ -330,8 +336,8 @@ class JobSpec(Part):
 class StoreSpec(Part):
     kind: Literal["embedded", "s3"]
     """embedded: a server that comes up with an embedded cluster."""
-    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
-    endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+$")
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", examples=["heliostat"])
+    endpoint: str | None = Field(default=None, examples=["https://s3.example"], pattern=r"^https?://[^\s/]+$")
     """Of an S3 that is not AWS's; for kind s3 only."""
     region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}$")
     credentials_secret: ObjectName | None = None
@@ -455,10 +461,10 @@ class ClusterDefinition(Part):
     ray: RaySoftware = RaySoftware()
     head: Head = Head()
     groups: dict[Name, WorkerGroup] = Field(min_length=1)
-    store: StoreSpec
+    store: StoreSpec = Field(examples=[{"kind": "embedded", "bucket": "heliostat"}])
     applications: dict[Name, Application] = Field(default_factory=dict)
     jobs: dict[Name, JobSpec] = Field(default_factory=dict)
-    tags: Tags
+    tags: Tags = Field(examples=[{"team": "speech", "project": "voice"}])
     budgets: Budgets = Budgets()
     waste: WasteRules = WasteRules()
     sharing: Sharing = Sharing()

@@ -22,10 +22,11 @@ from heliostat.pages.status import AppView, GroupView, JobView, ReleaseView, Sta
 from heliostat.plan.why import Answer, Snapshot, explain_all
 from heliostat.registry import list_aliases, list_models
 from heliostat.serve.client import ServeClient
-from heliostat.serve.desired import read_desired
+from heliostat.serve.desired import read_desired, with_releases
 from heliostat.serve.reports import living, read_reports
 from heliostat.settings import Settings
 from heliostat.store import Store
+from heliostat.train.queued import queue_rows, with_queue
 from heliostat.train.submit import JobRow, list_jobs
 
 HOURS = 24
@@ -55,6 +56,10 @@ def gather(
             return otherwise
 
     snapshot = attempt("groups", lambda: take_snapshot(settings, definition), None) if up else None
+    if snapshot is not None:
+        seen = snapshot  # for the closures
+        seen = attempt("the queue", lambda: with_queue(store, seen), seen)
+        snapshot = attempt("releases", lambda: with_releases(store, seen, definition.applications), seen)
     waiting: Sequence[Answer] = explain_all(snapshot) if snapshot else ()
     return StatusView(
         settings.cluster,
@@ -65,7 +70,7 @@ def gather(
         groups=_groups(definition, snapshot),
         waiting=waiting,
         apps=attempt("applications", lambda: _apps(settings, store, now, up=up), ()),
-        jobs=attempt("jobs", lambda: _jobs(settings), ()) if up else (),
+        jobs=attempt("jobs", lambda: _jobs(settings, store), ()) if up else (),
         releases=attempt("releases", lambda: _releases(store), ()),
         waste=attempt("waste", lambda: read_state(store).findings, ()),
         hours=attempt("GPU time", lambda: _hours(store, now), ()),
@@ -107,9 +112,11 @@ def _apps(settings: Settings, store: Store, now: float, *, up: bool) -> list[App
     return views
 
 
-def _jobs(settings: Settings) -> list[JobView]:
-    """The newest ones, with the steps and losses that their rank 0 told."""
-    rows = list_jobs(settings)[-JOBS:][::-1]
+def _jobs(settings: Settings, store: Store) -> list[JobView]:
+    """The newest ones, with the steps and losses that their rank 0 told; first those in the queue."""
+    rows = list_jobs(settings)
+    known = {row.job_id for row in rows}
+    rows = [*rows, *(row for row in queue_rows(store) if row.job_id not in known)][-JOBS:][::-1]
     steps: dict[str, list[Event]] = defaultdict(list)
     for row in rows:
         for path in settings.spool.glob(f"train-{row.run}-0-*.jsonl") if row.run else ():

@@ -99,9 +99,13 @@ class StatusView:
     usd: float | None = None  # of those hours
 
 
+_IN_TURN = ("node-starting", "queued")
+"""Waits that end by themselves as others do: no work is blocked by them."""
+
+
 def status_page(view: StatusView) -> str:
     """The document."""
-    blocked = [answer for answer in view.waiting if not answer.cause.healthy]
+    blocked = [answer for answer in view.waiting if not answer.cause.healthy and answer.cause.id not in _IN_TURN]
     sections = [
         ("groups", "Groups", _groups(view)),
         ("waiting", "Waiting", _waiting(blocked, view)),
@@ -164,12 +168,12 @@ def _nodes(group: GroupView) -> str:
 
 
 def _waiting(blocked: Sequence[Answer], view: StatusView) -> Html:
-    fine = [a for a in view.waiting if a.cause.healthy and a.cause.id not in ("running", "asleep", "ended")]
+    fine = [a for a in view.waiting if a not in blocked and a.cause.id not in ("running", "asleep", "ended")]
     if not blocked and not fine:
         return empty("Nothing waits. When something does, its cause and what to do about it stand here.")
     items = [
         tag(
-            "li", state(answer.work, "bad" if not answer.cause.healthy else "open"),
+            "li", state(answer.work, "bad" if answer in blocked else "open"),
             tag("span", f"{_sentence(answer.cause.what)} {_sentence(answer.cause.do)}", class_="sub"),
         )
         for answer in (*blocked, *fine)

@@ -169,6 +169,7 @@ class _State:
     """What the loop below keeps: what is free in each group, and what each team has been charged."""
 
     rooms: dict[str, _Room]
+    most: Mapping[str, int]
     charged: dict[str, float]
     kept_for: dict[str, str] = field(default_factory=dict)
     start: list[str] = field(default_factory=list)
@@ -183,18 +184,21 @@ def decide(
     policy: Policy,
     *,
     now: float,
+    most: Mapping[str, int] | None = None,
 ) -> Decision:
     """`capacity`: nodes by group, those in use and those that may be started. `usage`: of `charge`.
+
+    `most`: nodes that a group may ever have, where some of them are somebody else's now; else `capacity`.
 
     The same in whatever order queue and running are given. Raises UsageError for a job that stands twice.
     """
     _check(queue, running)
-    state = _State(_rooms(running, capacity), dict(usage))
+    state = _State(_rooms(running, capacity), capacity if most is None else most, dict(usage))
     left = list(queue)
     while left:
         request = min(left, key=lambda r: _rank(r, state.charged, policy))
         left.remove(request)
-        _consider(request, state, capacity, policy, now)
+        _consider(request, state, policy, now)
     started = set(state.start)
     waiting = [request for request in queue if request.job not in started]
     leave = _who_leaves(waiting, running, state, capacity, policy, now)
@@ -235,8 +239,8 @@ def _rank(request: Request, charged: Mapping[str, float], policy: Policy) -> tup
     return spent, request.team, -request.priority, request.submitted_at, request.job
 
 
-def _consider(request: Request, state: _State, capacity: Mapping[str, int], policy: Policy, now: float) -> None:
-    group, most = request.group, capacity.get(request.group, 0)
+def _consider(request: Request, state: _State, policy: Policy, now: float) -> None:
+    group, most = request.group, state.most.get(request.group, 0)
     room = state.rooms.setdefault(group, _Room(0))
     keeper = state.kept_for.get(group)
     if request.nodes > most:

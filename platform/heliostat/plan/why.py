@@ -49,6 +49,7 @@ JUST_ASKED_S = 10.0
 """The autoscaler looks every few seconds; a demand younger than this has not been seen by it, perhaps."""
 FACT_LIFE_S = 600.0
 """Facts older than this are of another time."""
+NOT_DEPLOYED = "not deployed"
 PLACING_S = 30.0
 """Between room on a node and work that runs there: a worker process starts, a runtime environment is made."""
 DRIVER_START_S = 60.0
@@ -146,6 +147,8 @@ class Work:
     runtime_env_error: str | None = None
     queued: str = ""
     """Why the queue has not handed it to Ray yet."""
+    unreleased: str = ""
+    """The model of an application that has no version to answer with."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,10 @@ _ORDER: tuple[CauseId, ...] = (
 
 def _at_rest(work: Work) -> Cause:
     if work.phase == "asleep":
+        if work.unreleased and work.message != NOT_DEPLOYED:
+            model = work.unreleased
+            what = f"no version of {model} is released yet, so it has nothing to answer with"
+            return Cause("asleep", what, f"heliostat app release {work.name} {model}:vN")
         if work.message:
             return Cause("asleep", f"it has no replicas: {_short(work.message)}", f"heliostat app deploy {work.name}")
         return Cause("asleep", "it has no replicas, for nobody has asked it lately", "a request wakes it")

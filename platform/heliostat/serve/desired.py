@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from heliostat.definition import Application
 from heliostat.errors import AppError, CorruptArtifact
 from heliostat.files import put_file
+from heliostat.plan.why import Snapshot, Work
+from heliostat.registry import get_alias
 from heliostat.settings import Settings
 from heliostat.store import Store, get_many
 
@@ -65,6 +69,19 @@ def read_desired(store: Store) -> list[DesiredApp]:
                 "what is wanted of an application cannot be read", where=key, do="heliostat app deploy"
             ) from error
     return sorted(found, key=lambda app: app.name)
+
+
+def with_releases(store: Store, snapshot: Snapshot, applications: Mapping[str, Application]) -> Snapshot:
+    """Also which of the applications at zero have no version that could answer."""
+    return replace(snapshot, works=tuple(_with_release(store, work, applications) for work in snapshot.works))
+
+
+def _with_release(store: Store, work: Work, applications: Mapping[str, Application]) -> Work:
+    spec = applications.get(work.name)
+    if work.kind != "app" or work.phase != "asleep" or spec is None:
+        return work
+    model, _, alias = spec.model.partition("@")
+    return work if get_alias(store, model, alias) is not None else replace(work, unreleased=model)
 
 
 def _key(name: str) -> str:

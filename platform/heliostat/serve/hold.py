@@ -36,6 +36,7 @@ from yarl import URL
 
 from heliostat.cluster.haproxy import BODY_S, HELD, HOLD, RELAYED, REPLAY
 from heliostat.errors import HeliostatError
+from heliostat.registry import get_alias
 from heliostat.serve.desired import DesiredApp, read_desired
 from heliostat.serve.errors import RequestError
 from heliostat.serve.keys import KeyRing, key_digest, read_keys
@@ -71,6 +72,8 @@ class Known:
 
     app: DesiredApp
     keys: KeyRing
+    released: bool = True
+    """Whether it has a version to answer with."""
 
 
 @dataclass
@@ -117,6 +120,7 @@ class Hold:
         self._waiting: dict[str, Waiting] = {}
         self._bytes = 0
         self.counts = Counts()
+        self._released: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
         self._stop = threading.Event()
 
@@ -160,9 +164,31 @@ class Hold:
                     cluster_key_sha256=digest,
                     closed=bool(app.spec.keys),
                 ),
+                self._is_released(store, app),
             )
             for app in read_desired(store)
         )
+
+    def _is_released(self, store: Store, app: DesiredApp) -> bool:
+        """Asked until it is once: nobody takes an alias away from a model that answers."""
+        if app.spec.model not in self._released:
+            if get_alias(store, *app.spec.model.split("@", 1)) is None:
+                return False
+            self._released.add(app.spec.model)
+        return True
+
+    async def _must_be_released(self, known: Known) -> None:
+        """A replica without a version would take a node, fail, and begin again, while the request waits."""
+        try:
+            if await asyncio.to_thread(self._is_released, Store.connect(self._settings.store), known.app):
+                return
+        except HeliostatError:
+            return  # the store is away: the replica will say
+        model, app = known.app.spec.model.partition("@")[0], known.app.name
+        raise RequestError(
+            503, "not_released", f"no version of {model} is released yet", f"heliostat app release {app} {model}:vN",
+            retry_after_s=math.ceil(REFRESH_S),
+        )  # fmt: skip
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="success")
@@ -182,6 +208,8 @@ class Hold:
             known = find(self._known, request.path)
             if known is not None:  # else its replica will say whether there is such an application
                 known.keys.caller(request.headers.get("Authorization", ""))
+                if not known.released:
+                    await self._must_be_released(known)
             body = await self._read(request, min(until, exchange.arrived_s + BODY_S))
             try:
                 sent = _Sent(request, body, exchange.request_id, until)

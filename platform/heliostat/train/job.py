@@ -208,7 +208,7 @@ def _check_part(workers: int) -> None:
         raise UsageError(
             f"{workers} workers, standby included, need a GPU each, and the job asks for {part} of one node",
             where="run(...)",
-            do="ask for fewer workers, or raise the job's gpus in the definition",
+            do=f"submit it with `-- --workers {part}`, or raise the job's gpus in the definition",
         )
 
 

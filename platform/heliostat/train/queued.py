@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from heliostat.definition import ClusterDefinition
 from heliostat.errors import JobError, ObjectMissing, SwapLost
 from heliostat.names import check_segment
 from heliostat.plan import fabric
+from heliostat.plan.why import Snapshot, Work
 from heliostat.store import Blob, Store, get_many
 from heliostat.train.job import FALLBACK, JOB_ID, MOST_WORKERS, NODE_WORKERS, USER
 from heliostat.train.submit import JobRow, SubmittedJob, as_written, job_request
@@ -169,6 +171,14 @@ def queue_rows(store: Store) -> list[JobRow]:
         for job in read_queue(store)
         if job.started_at is None
     ]
+
+
+def with_queue(store: Store, snapshot: Snapshot) -> Snapshot:
+    """Also the jobs that Ray does not know yet, with why each waits."""
+    known = {work.name for work in snapshot.works}
+    rows = [row for row in queue_rows(store) if row.job_id not in known]
+    works = tuple(Work(row.job_id, "job", "pending", queued=row.why) for row in rows)
+    return replace(snapshot, works=snapshot.works + works)
 
 
 JUST_CAME = "the controller has not looked at it yet"

@@ -82,3 +82,11 @@ tags: {team: demo, project: voice}
     assert "'whole' has whole nodes of 'eight'" in problem.message
     (tmp_path / "cluster.yaml").write_text(text.replace("publishes: m}\n  one", "publishes: m, gpus: 8}\n  one"))
     assert load(tmp_path / "cluster.yaml").jobs["whole"].gpus == 8
+
+
+def test_what_is_missing_or_wrong_is_shown_by_an_example(tmp_path: Path) -> None:
+    text = LAPTOP.read_text().replace("route: /intent-classifier", "route: nope").replace("tags:", "observability:")
+    text = text[: text.index("observability:")]
+    told = {problem.field: problem.message for problem in problems(tmp_path, text)}
+    assert told["tags"] == "is missing; add it, such as {team: speech, project: voice}"
+    assert told["applications.intent-classifier.route"].endswith("such as /intent-classifier")

@@ -14,7 +14,8 @@ from heliostat.meter.facts import CLASSES
 from heliostat.pages.cost import cost_page
 from heliostat.pages.look import DARK, FAMILIES, LIGHT, Palette
 from heliostat.pages.plot import amount, nice, percent
-from heliostat.pages.status import status_page
+from heliostat.pages.status import StatusView, status_page
+from heliostat.plan.why import Answer, Cause
 from tests.support import page_examples
 
 PAGES = page_examples.pages()
@@ -156,3 +157,14 @@ def test_axes_end_at_round_numbers() -> None:
     assert [nice(value) for value in (0, 0.3, 1, 7.2, 41, 99)] == pytest.approx([1, 0.3, 1, 8, 50, 100])
     assert percent(1, 2000) == "<0.1%"
     assert percent(0, 0) == "-"
+
+
+def test_what_waits_its_turn_is_shown_and_blocks_nothing() -> None:
+    waits = [
+        Answer("next", "job", Cause("queued", "it waits for its turn", "heliostat job list")),
+        Answer("soon", "job", Cause("node-starting", "a node of train starts", "nothing to do")),
+        Answer("stuck", "job", Cause("quota", "the cluster is full", "raise it")),
+    ]
+    shown = status_page(StatusView("c", True, 0.0, "http://a", "http://b", waiting=waits))
+    assert all(f">{answer.work}<" in shown for answer in waits)
+    assert "piece of work is blocked" in shown

@@ -9,7 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliostat.errors import UsageError
-from heliostat.plan.why import Demand, Fact, Gang, Group, Node, Snapshot, Work, explain, explain_all, holds, matches
+from heliostat.plan.why import (
+    NOT_DEPLOYED,
+    Demand,
+    Fact,
+    Gang,
+    Group,
+    Node,
+    Snapshot,
+    Work,
+    explain,
+    explain_all,
+    holds,
+    matches,
+)
 
 NOW = 1_000_000.0
 
@@ -129,6 +142,13 @@ def test_a_healthy_wait_blames_nobody(work: Work, cause: str) -> None:
     mine = tuple(replace(node, held={"nightly": {"GPU": 1}}) for node in HELD)
     found = explain(cluster(*mine), work)
     assert (found.id, found.healthy) == (cause, True)
+
+
+def test_an_application_without_a_version_is_told_to_release_one() -> None:
+    found = explain(Snapshot(NOW, ()), waiting(kind="app", phase="asleep", message="x", unreleased="chat"))
+    assert found.do == "heliostat app release nightly chat:vN"
+    first = explain(Snapshot(NOW, ()), waiting(kind="app", phase="asleep", message=NOT_DEPLOYED, unreleased="chat"))
+    assert first.do == "heliostat app deploy nightly"
 
 
 def test_room_that_is_there_is_being_taken_and_not_for_ever() -> None:

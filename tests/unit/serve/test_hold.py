@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from aiohttp import web
 
 from heliostat.cluster.haproxy import HELD, HOLD, RELAYED
 from heliostat.definition import load
+from heliostat.registry import move_alias
+from heliostat.registry.artifacts import publish
 from heliostat.serve import hold as holding
 from heliostat.serve.desired import DesiredApp
 from heliostat.serve.hold import Hold, Known, Waiting, find
 from heliostat.serve.keys import KeyRing, key_digest
 from heliostat.settings import Settings, StoreSettings
+from heliostat.store import Store
+from tests.faults.kill_points import META
 
 SPEC = load(Path(__file__).parents[3] / "cluster" / "laptop.yaml").applications["intent-classifier"]
 MODEL = {"X-Model-Version": "v1"}
@@ -132,6 +137,41 @@ def test_what_must_not_be_sent_twice_is_not(tmp_path: Path) -> None:
         assert len(made.asked) == 1
 
     run(dies_twice, tmp_path, test)
+
+
+def test_what_has_no_version_yet_is_told_at_once_and_takes_no_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(made: World) -> None:
+        made.hold._known = tuple(replace(known, released=False) for known in made.hold._known)
+        monkeypatch.setattr(made.hold, "_is_released", lambda *_: False)
+        status, headers, text = await made.post()
+        assert (status, json.loads(text)["error"]["code"]) == (503, "not_released")
+        assert "heliostat app release intent-classifier intent-classifier:vN" in text
+        assert int(headers["Retry-After"]) >= 1
+        assert (await made.post(Authorization="Bearer wrong"))[0] == 401
+        assert made.asked == []
+        monkeypatch.setattr(made.hold, "_is_released", lambda *_: True)  # a moment ago; the watcher has not looked yet
+        assert (await made.post())[0] == 200
+
+    run(well, tmp_path, test)
+
+
+@pytest.mark.real
+def test_an_application_is_released_with_its_alias(store: Store, tmp_path: Path) -> None:
+    settings = Settings(
+        cluster="test", dashboard_url="http://127.0.0.1:1", gcs_address="127.0.0.1:1", serve_url="http://127.0.0.1:1",
+        store=store.settings, spool=tmp_path,
+    )  # fmt: skip
+    hold = Hold(settings, front_url="http://127.0.0.1:1", proxy_url="http://127.0.0.1:1")
+    store.put("apps/intent-classifier/desired.json", DesiredApp(
+        name="intent-classifier", spec=SPEC, package="").model_dump_json().encode())  # fmt: skip
+    hold.refresh(store)
+    assert [known.released for known in hold._known] == [False]
+    made = publish(store, name="intent-classifier", files={"config.json": b"{}"}, metadata=META)
+    move_alias(store, name=made.name, alias="production", to_version=1, expected_version=None, who="t", why="t")
+    hold.refresh(store)
+    assert [known.released for known in hold._known] == [True]
 
 
 def test_nobody_without_a_key_wakes_an_application(tmp_path: Path) -> None:

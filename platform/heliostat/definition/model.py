@@ -254,7 +254,7 @@ class Retrain(Part):
 
 class Application(Part):
     recipe: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", examples=["serve_apps.intent_classifier:IntentClassifier"]
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", examples=["serve_apps.intent_classifier:IntentClassifierApp"]
     )
     """module:Class of a serving recipe."""
     model: str = Field(pattern=r"^[a-z][a-z0-9-]*@[a-z][a-z0-9-]*$", examples=["intent-classifier@production"])

@@ -121,6 +121,8 @@ def test_a_proxy_that_takes_what_is_meant_for_this_machine() -> None:
 
 def test_the_command_ends_with_1_where_something_is_broken(heliostat_home: Path) -> None:
     tool = Path(sys.executable).parent / "heliostat"
-    ran = subprocess.run([tool, "doctor", "--json"], env=dict(os.environ), capture_output=True, check=False)
+    ran = subprocess.run(
+        [tool, "doctor", "--json", "--cluster", "typo"], env=dict(os.environ), capture_output=True, check=False
+    )
     assert ran.returncode == 1
     assert b'"what": "settings"' in ran.stdout

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 
 from heliostat.controller.duty import World
 from heliostat.controller.releases import Releases
@@ -30,7 +31,7 @@ from tests.faults.release_points import PASSED
 from tests.support.faulty import WEIGHT
 from tests.support.faulty_files import faulty_files
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.real, pytest.mark.timeout(120)]
 APP = "intents"
 THINGS = ("light", "fan", "old big lamp by the door of the hall")
 TEXTS = [f"{verb} the {thing}" for verb in ("turn on", "switch off", "dim") for thing in THINGS]
@@ -134,6 +135,13 @@ class OneReplica:
         while self.answers[-1].json().get("digest") != artifact.digest or self.replica._second is not None:
             assert time.monotonic() < deadline, self.answers[-1].text
             time.sleep(0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_ends() -> Iterator[None]:
+    """Serve's metrics start a Ray of this process's own."""
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -72,14 +72,15 @@ def lives(cluster_id: str) -> bool:
 def owned(mark: Mark) -> list[OwnedProcess]:
     """Every living process of the cluster, the caller and its ancestors left out."""
     seen = {process.pid: process for process in _look(mark.cluster_id)}
-    sessions = _sessions(mark, seen)
+    skip = _self_and_ancestors()
+    # The caller's own session tells nothing: it may be a shell's, with another Ray's workers in it.
+    sessions = _sessions(mark, {pid: process for pid, process in seen.items() if pid not in skip})
     found: dict[int, _Seen] = {}
     for process in seen.values():
         renamed = process.command.startswith("ray::") and process.session in sessions
         if process.marked or renamed:
             found[process.pid] = replace(process, node_id=process.node_id or sessions.get(process.session, ""))
     _add_children(found, seen)
-    skip = _self_and_ancestors()
     return [
         OwnedProcess(process.pid, process.started_ticks, process.command, process.node_id)
         for process in found.values()

@@ -97,3 +97,15 @@ def test_the_caller_and_its_parents_are_never_ended(mark: Mark, monkeypatch: pyt
     command = "from pathlib import Path, PosixPath; " + command
     found = subprocess.run([sys.executable, "-c", command], env=env, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_another_s_workers_in_the_caller_s_session_are_not_the_cluster_s(mark: Mark) -> None:
+    """As from a shell in which somebody runs a Ray of his own."""
+    look = f"print(owned(Mark({mark.cluster_id!r}, Path({str(mark.sessions)!r}))))"
+    command = f"from pathlib import Path; from heliostat.cluster.processes import *; {look}"
+    script = f'(exec -a ray::worker sleep 20) & other=$!; {CLUSTER_ID}={mark.cluster_id} "$0" -c "$1"; kill $other'
+    found = subprocess.run(
+        ["bash", "-c", script, sys.executable, command], capture_output=True, text=True, check=True,
+        start_new_session=True, timeout=60,
+    )  # fmt: skip
+    assert found.stdout.strip() == "[]"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from heliostat.cluster import embedded, processes
 from heliostat.sdk import Platform
 
 nbformat = pytest.importorskip("nbformat")
@@ -59,10 +61,21 @@ def cleared(running_platform: Platform) -> Iterator[None]:
         patch.setenv("HELIOSTAT_HOME", str(folder.parents[1]))
         for name in [app.name for app in running_platform.apps.list()]:
             running_platform.apps.remove(name)
+        _wait_without_replicas(running_platform)
         store = running_platform.store
         for prefix in ("models/", "apps/"):
             for info in store.list(prefix):
                 store.delete(info.key)
+
+
+def _wait_without_replicas(platform: Platform) -> None:
+    """One that is on its way out answers nobody, which is not what the next tests look for."""
+    record = embedded.read_record(platform.settings.cluster)
+    assert record is not None
+    until = time.monotonic() + 60
+    while any("ServeReplica" in process.command for process in processes.owned(embedded.mark(record))):
+        assert time.monotonic() < until, "replicas of removed applications do not end"
+        time.sleep(0.3)
 
 
 def read(path: Path) -> Any:  # Any: nbformat has no types

@@ -35,6 +35,7 @@ from heliostat.errors import (
     AppNotReady,
     BudgetSpent,
     ClusterNotUp,
+    HeliostatError,
     JobError,
     JobFailed,
     SettingsError,
@@ -310,8 +311,15 @@ class Platform:
             state.process_count,
             tuple(self.nodes()) if up else (),
             apps,
-            tuple(row for row in self.jobs.list() if row.status not in jobs_api.FINISHED) if up else (),
+            self._unfinished() if up else (),
         )
+
+    def _unfinished(self) -> tuple[JobRow, ...]:
+        """Of jobs; none where they cannot be read: nodes and applications are told all the same."""
+        try:
+            return tuple(row for row in self.jobs.list() if row.status not in jobs_api.FINISHED)
+        except HeliostatError:
+            return ()
 
     def nodes(self) -> list[NodeRecord]:
         """The living worker nodes."""
@@ -560,8 +568,9 @@ class Remote(Platform):
         """Jobs and applications are asked; nodes and processes are not told there. Raises ClusterNotUp."""
         url = self.settings.dashboard_url
         apps = tuple(ServeClient(self.settings).statuses().values())
-        jobs_api.list_jobs(self.settings)  # raises where the token is refused
-        return PlatformStatus(self.settings.cluster, True, url, self.settings.serve_url, 0, (), apps)
+        rows = jobs_api.list_jobs(self.settings)  # raises where the token is refused
+        unfinished = tuple(row for row in rows if row.status not in jobs_api.FINISHED)
+        return PlatformStatus(self.settings.cluster, True, url, self.settings.serve_url, 0, (), apps, unfinished)
 
     def _not_known(self, what: str) -> SettingsError:
         return SettingsError(

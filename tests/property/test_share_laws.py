@@ -364,6 +364,15 @@ def test_what_others_hold_now_makes_no_job_hopeless() -> None:
     assert (wait.why, wait.hopeless) == ("needs 2 nodes of a100 at once, 1 free; waits 1s", False)
 
 
+def test_no_nodes_are_kept_for_a_job_for_which_strangers_would_have_to_go() -> None:
+    policy = Policy({}, patience_s=10)
+    large, small = Request("large", "search", "a100", 3, NODE, 0.0), Request("small", "speech", "a100", 1, NODE, 50.0)
+    made = decide([large, small], [], {"a100": 1}, {}, policy, now=60, most={"a100": 4})
+    assert made.start == ("small",)
+    kept = decide([large, small], [Running(replace(large, job="r", nodes=2), 0.0)], {"a100": 3}, {}, policy, now=60)
+    assert kept.start == ()
+
+
 @pytest.mark.parametrize("share", [0, -1, float("inf"), float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(UsageError, match="share of search"):

@@ -41,7 +41,7 @@ def job_submit(
     from heliostat.sdk import Platform
 
     platform = Platform.connect(cluster)
-    if run is not None and not platform.jobs.knows(run):
+    if run is not None and not run.startswith(f"{name}-") and not platform.jobs.knows(run):
         raise UsageError(f"there is no run {run!r} to resume", do="heliostat job list; without --run a new one begins")
     submitted = platform.jobs.submit(name, arguments=[a for a in context.args if a != "--"], run=run)
     print_progress(f"submitted {submitted.job_id} (run {submitted.run}); heliostat job list shows the queue")

@@ -73,8 +73,7 @@ def owned(mark: Mark) -> list[OwnedProcess]:
     """Every living process of the cluster, the caller and its ancestors left out."""
     seen = {process.pid: process for process in _look(mark.cluster_id)}
     skip = _self_and_ancestors()
-    # The caller's own session tells nothing: it may be a shell's, with another Ray's workers in it.
-    sessions = _sessions(mark, {pid: process for pid, process in seen.items() if pid not in skip})
+    sessions = _sessions(mark, seen, skip)
     found: dict[int, _Seen] = {}
     for process in seen.values():
         renamed = process.command.startswith("ray::") and process.session in sessions
@@ -152,9 +151,12 @@ def _look(cluster_id: str) -> list[_Seen]:
     return found
 
 
-def _sessions(mark: Mark, seen: dict[int, _Seen]) -> dict[int, str]:
+def _sessions(mark: Mark, seen: dict[int, _Seen], caller: set[int]) -> dict[int, str]:
     """The cluster's sessions and the worker node of each, "" where it is none's."""
-    sessions = {process.session: process.node_id for process in seen.values() if process.marked}
+    # The caller's own session tells nothing: it may be a shell's, with another Ray's workers in it.
+    sessions = {
+        process.session: process.node_id for process in seen.values() if process.marked and process.pid not in caller
+    }
     for path in mark.sessions.glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             noted = json.loads(path.read_text())

@@ -375,6 +375,11 @@ def _gang(row: Row, strategies: Mapping[str, str]) -> Gang:
         Demand(f"a bundle of {name}", _resources(bundle, "unit_resources"), dict(bundle.get("label_selector") or {}))
         for bundle in row.get("bundles") or ()
     )
+    if strategies.get(pg_id) == "STRICT_PACK" and bundles:
+        total = Counter[str]()
+        for bundle in bundles:
+            total.update(bundle.resources)  # floats add up as well
+        bundles = (replace(bundles[0], what=f"all of {name}, on one node", resources=dict(total)),)
     created = (row.get("stats") or {}).get("creation_request_received_ns")
     spread = strategies.get(pg_id) == "STRICT_SPREAD"
     return Gang(name, bundles, spread, float(created) / 1e9 if created else None)

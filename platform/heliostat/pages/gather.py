@@ -27,7 +27,7 @@ from heliostat.serve.reports import living, read_reports
 from heliostat.settings import Settings
 from heliostat.store import Store
 from heliostat.train.queued import queue_rows, with_queue
-from heliostat.train.submit import JobRow, list_jobs
+from heliostat.train.submit import FINISHED, JobRow, list_jobs
 
 HOURS = 24
 JOBS = 12
@@ -113,10 +113,15 @@ def _apps(settings: Settings, store: Store, now: float, *, up: bool) -> list[App
 
 
 def _jobs(settings: Settings, store: Store) -> list[JobView]:
-    """The newest ones, with the steps and losses that their rank 0 told; first those in the queue."""
-    rows = list_jobs(settings)
+    """The newest ones, with the steps and losses that their rank 0 told; those that run first, then the queue."""
+    rows = list_jobs(settings)[::-1]
     known = {row.job_id for row in rows}
-    rows = [*rows, *(row for row in queue_rows(store) if row.job_id not in known)][-JOBS:][::-1]
+    try:
+        queued = [row for row in queue_rows(store) if row.job_id not in known]
+    except HeliostatError:  # the store is away
+        queued = []
+    ended = [row for row in rows if row.status in FINISHED]
+    rows = [*(row for row in rows if row.status not in FINISHED), *queued, *ended][:JOBS]
     steps: dict[str, list[Event]] = defaultdict(list)
     for row in rows:
         for path in settings.spool.glob(f"train-{row.run}-0-*.jsonl") if row.run else ():

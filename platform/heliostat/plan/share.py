@@ -169,6 +169,7 @@ class _State:
     """What the loop below keeps: what is free in each group, and what each team has been charged."""
 
     rooms: dict[str, _Room]
+    capacity: Mapping[str, int]
     most: Mapping[str, int]
     charged: dict[str, float]
     kept_for: dict[str, str] = field(default_factory=dict)
@@ -193,7 +194,7 @@ def decide(
     The same in whatever order queue and running are given. Raises UsageError for a job that stands twice.
     """
     _check(queue, running)
-    state = _State(_rooms(running, capacity), capacity if most is None else most, dict(usage))
+    state = _State(_rooms(running, capacity), capacity, capacity if most is None else most, dict(usage))
     left = list(queue)
     while left:
         request = min(left, key=lambda r: _rank(r, state.charged, policy))
@@ -253,7 +254,8 @@ def _consider(request: Request, state: _State, policy: Policy, now: float) -> No
         free = f"{room.largest:g} free on one" if request.is_part else f"at once, {max(0, room.nodes)} free"
         why = f"needs {_asked(request)} of {group}{', ' if request.is_part else ' '}{free}; waits {_time(waited)}"
         state.waits[request.job] = Wait(request.job, why)
-        if waited >= policy.patience_s:
+        # Not where strangers hold what it needs: nobody of the queue could make the room.
+        if waited >= policy.patience_s and request.nodes <= state.capacity.get(group, 0):
             state.kept_for[group] = request.job
     else:
         state.start.append(request.job)

@@ -36,6 +36,7 @@ from yarl import URL
 
 from heliostat.cluster.haproxy import BODY_S, HELD, HOLD, RELAYED, REPLAY
 from heliostat.errors import HeliostatError
+from heliostat.promote.records import PRODUCTION
 from heliostat.registry import get_alias
 from heliostat.serve.desired import DesiredApp, read_desired
 from heliostat.serve.errors import RequestError
@@ -164,10 +165,17 @@ class Hold:
                     cluster_key_sha256=digest,
                     closed=bool(app.spec.keys),
                 ),
-                self._is_released(store, app),
+                self._seems_released(store, app),
             )
             for app in read_desired(store)
         )
+
+    def _seems_released(self, store: Store, app: DesiredApp) -> bool:
+        """True where it cannot be read: then its replica says what is wrong, and the others' keys are known."""
+        try:
+            return self._is_released(store, app)
+        except HeliostatError:
+            return True
 
     def _is_released(self, store: Store, app: DesiredApp) -> bool:
         """Asked until it is once: nobody takes an alias away from a model that answers."""
@@ -179,16 +187,16 @@ class Hold:
 
     async def _must_be_released(self, known: Known) -> None:
         """A replica without a version would take a node, fail, and begin again, while the request waits."""
-        try:
-            if await asyncio.to_thread(self._is_released, Store.connect(self._settings.store), known.app):
-                return
-        except HeliostatError:
-            return  # the store is away: the replica will say
-        model, app = known.app.spec.model.partition("@")[0], known.app.name
+        look = lambda: self._seems_released(Store.connect(self._settings.store), known.app)  # noqa: E731
+        if await asyncio.to_thread(look):
+            return
+        (model, _, alias), app = known.app.spec.model.partition("@"), known.app.name
+        do = f"heliostat app release {app} {model}:vN"
+        if alias != PRODUCTION:
+            do = f"heliostat model alias {model} {alias} --to vN"
         raise RequestError(
-            503, "not_released", f"no version of {model} is released yet", f"heliostat app release {app} {model}:vN",
-            retry_after_s=math.ceil(REFRESH_S),
-        )  # fmt: skip
+            503, "not_released", f"no version of {model} is released yet", do, retry_after_s=math.ceil(REFRESH_S)
+        )
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="success")

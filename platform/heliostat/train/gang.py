@@ -91,6 +91,7 @@ class _Slot:
 
     group: str
     bundles: Any  # Any: Ray's placement group
+    left: bool = False  # its node is gone or is to be left: nobody more is asked onto it
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ class Gang:
 
         for slot in self._slots:
             places = [place for place in self._places if place.slot is slot]
-            if slot.group == group and len(places) < self._gang.part and all(p.deadline is None for p in places):
+            if slot.group == group and len(places) < self._gang.part and not slot.left:
                 return slot
         bundles = placement_group(
             [{"CPU": self._gang.cpus, "GPU": self._gang.gpus}] * self._gang.part,
@@ -412,7 +413,8 @@ class Gang:
         import ray
 
         for place in [place for place in self._places if place.is_cut() and place not in busy]:
-            self._lose(place)
+            if place in self._places:  # it may have gone with another one of its slot
+                self._lose(place)
         for place in [place for place in self._places if place.about is None]:
             ready, _ = ray.wait([place.answer], timeout=0)
             if ready:
@@ -471,6 +473,8 @@ class Gang:
         for place in self._places:
             if place.about is not None and place.deadline is None and place.about.node_id in self._draining:
                 place.deadline = self._draining[place.about.node_id] or time.time() + 30
+                if place.slot is not None:
+                    place.slot.left = True
                 _say(f"node {place.about.node_id[:8]} is to be left within {place.deadline - time.time():.0f} s")
                 self._notices += 1
                 self._emit("notice_seen", node=place.about.node_id, deadline=place.deadline)
@@ -684,7 +688,8 @@ class Gang:
 
         cut = [place for place in attempt.places if place.is_cut()]
         for place in cut:
-            self._lose(place)
+            if place in self._places:
+                self._lose(place)
         if cut:
             return
         asked = {place.actor.about.remote(): place for place in attempt.places}
@@ -695,7 +700,8 @@ class Gang:
             except ray.exceptions.RayError:
                 silent.append(reference)
         for reference in silent:
-            self._lose(asked[reference])
+            if asked[reference] in self._places:
+                self._lose(asked[reference])
 
     def _lose(self, place: _Place) -> None:
         _say(f"the worker on node {_node(place)[:8]} is lost")
@@ -703,6 +709,10 @@ class Gang:
         self._emit("keeper_lost", node=_node(place))
         self._reins.lost(_node(place))
         self._remove(place)
+        if place.slot is not None:  # who else is on that node goes too, so that all are asked for together elsewhere
+            place.slot.left = True
+            for other in [other for other in self._places if other.slot is place.slot]:
+                self._remove(other)
 
     def _stop_all(self, attempt: _Attempt) -> None:
         for place in attempt.places:

@@ -117,7 +117,7 @@ def run(
         _tell_of_a_node_half_used(workers + standby, a_node.get(group, 1))
     gang = GangSpec(
         low, workers, group, standby, fallback=os.environ.get(FALLBACK, ""), a_node=a_node,
-        part=int(os.environ.get(GPUS) or 0), job_id=os.environ.get(JOB_ID, ""),
+        part=_part(run_name, workers + standby), job_id=os.environ.get(JOB_ID, ""),
     )  # fmt: skip
     terms = read_terms(os.environ[DEADLINE]) if os.environ.get(DEADLINE) else None
     failure = _train(train, config, spec, gang, terms, settings, store, on_progress)
@@ -210,6 +210,12 @@ def _check_part(workers: int) -> None:
             where="run(...)",
             do=f"submit it with `-- --workers {part}`, or raise the job's gpus in the definition",
         )
+
+
+def _part(run_name: str, workers: int) -> int:
+    """GPUs of one node that the gang holds together; 0 for whole nodes. A sweep's trials share what the sweep has."""
+    part = int(os.environ.get(GPUS) or 0)
+    return part if part == 0 or run_name == os.environ.get(RUN) else workers
 
 
 def _tell_of_a_node_half_used(workers: int, gpus: int) -> None:

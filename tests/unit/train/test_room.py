@@ -70,3 +70,11 @@ def test_who_holds_a_node_for_fewer_workers_than_its_gpus_is_told_how_to_share_i
     monkeypatch.setenv(job.GPUS, "2")
     job._tell_of_a_node_half_used(2, 8)
     assert capsys.readouterr().out == ""
+
+
+def test_a_trial_holds_what_it_trains_on_and_not_what_its_sweep_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(job.GPUS, raising=False)
+    assert job._part("sweep-1", 1) == 0
+    monkeypatch.setenv(job.GPUS, "4")
+    monkeypatch.setenv(job.RUN, "sweep-1")
+    assert (job._part("sweep-1", 2), job._part("trial-7", 1)) == (4, 1)

@@ -113,6 +113,7 @@ class Stream:
         self._shards: dict[int, Future[list[bytes]]] = {}
         self._epochs: dict[int, _Epoch] = {}
         self._mixes: dict[tuple[int, int], Future[list[tuple[int, int]]]] = {}
+        self._around: tuple[int, int] | None = None  # the block that is given, whose next one is asked for
         self.waited_s = self._taken_s = 0.0
         self.gave = 0
 
@@ -133,8 +134,7 @@ class Stream:
         begun = time.monotonic()
         low = self._at.batch * self._batch_size
         self._prefetch(low)
-        batch = itertools.islice(self._places(self._at.epoch, low), self._batch_size)
-        mine = list(itertools.islice(batch, self._rank, None, self._world))
+        mine = self._places(self._at.epoch, low, self._batch_size)[self._rank :: self._world]
         shards = {shard: self._shard(shard).result() for shard in {shard for shard, _ in mine}}
         samples = [shards[shard][index] for shard, index in mine]
         self.waited_s += time.monotonic() - begun
@@ -185,11 +185,14 @@ class Stream:
         random.Random(f"{self._seed}/{epoch}/{block}").shuffle(mix)
         return mix
 
-    def _places(self, epoch: int, low: int) -> Iterator[tuple[int, int]]:
+    def _places(self, epoch: int, low: int, count: int) -> list[tuple[int, int]]:
+        """So many samples' from there on; fewer at the end of the epoch."""
         block, into = self._epoch(epoch).find(low)
-        while block < len(self._epoch(epoch).blocks):
-            yield from itertools.islice(self._ask(epoch, block).result(), into, None)
+        found: list[tuple[int, int]] = []
+        while len(found) < count and block < len(self._epoch(epoch).blocks):
+            found += self._ask(epoch, block).result()[into : into + count - len(found)]
             block, into = block + 1, 0
+        return found
 
     def _prefetch(self, low: int) -> None:
         """Ask for this block and the next one, over the epoch's end; forget those behind.
@@ -198,6 +201,9 @@ class Stream:
         """
         epoch = self._at.epoch
         block, _ = self._epoch(epoch).find(low)
+        if (epoch, block) == self._around:
+            return
+        self._around = epoch, block
         following = (epoch, block + 1) if block + 1 < len(self._epoch(epoch).blocks) else (epoch + 1, 0)
         wanted = [(epoch, block), following]
         for each in wanted:

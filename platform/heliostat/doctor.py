@@ -56,7 +56,7 @@ def examine(cluster: str | None = None, *, progress: Progress = lambda _: None) 
     try:
         settings = load(cluster)
     except SettingsError as error:
-        if cluster is None and not known() and not any(name.startswith("HELIOSTAT_SETTINGS") for name in os.environ):
+        if cluster is None and not known() and "HELIOSTAT_SETTINGS" not in os.environ:
             return [
                 *found,
                 Check("fine", "cluster", "none yet; the rest is looked at once there is one", f"run `{UP}`"),

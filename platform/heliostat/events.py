@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -163,11 +164,12 @@ class Spool:
         until = time.monotonic() + limit_s
         while True:
             try:
-                return self.flush()
+                self.flush()
+                return
             except OSError as error:
                 if time.monotonic() > until:
                     log.error("%d events of %s are lost: %s", len(self._held), self._source, error)
-                    return None
+                    return
             time.sleep(RETRY_S)
 
     def _write(self) -> None:
@@ -180,7 +182,7 @@ class Spool:
             while self._held:
                 # In small pieces, so that a little room helps. What of a piece was written whole before the disk was
                 # full is written again: readers drop a repeated event by its id.
-                piece = [line for line, _ in zip(self._held, range(_PIECE), strict=False)]
+                piece = list(itertools.islice(self._held, _PIECE))
                 file.write(b"".join(piece))
                 file.flush()
                 os.fsync(file.fileno())

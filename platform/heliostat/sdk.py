@@ -342,7 +342,7 @@ class Platform:
         """The cluster at this moment, as heliostat.plan.why judges it; the jobs in the queue too."""
         from heliostat.cluster.snapshot import take_snapshot
 
-        found = job_queue.with_queue(self.store, take_snapshot(self.settings, self.definition))
+        found = job_queue.with_queue(take_snapshot(self.settings, self.definition), job_queue.queue_rows(self.store))
         return desired.with_releases(self.store, found, self.definition.applications)
 
     def events(self) -> list[Event]:
@@ -630,8 +630,7 @@ class Jobs:
     def list(self) -> Rows[JobRow]:
         """Those that Ray knows, oldest first, then those in the queue. In notebooks it is a table."""
         known = jobs_api.list_jobs(self._platform.settings)
-        ids = {row.job_id for row in known}
-        return Rows([*known, *(row for row in self._queue() if row.job_id not in ids)])
+        return Rows([*known, *job_queue.beside(self._queue(), {row.job_id for row in known})])
 
     def _queue(self) -> Sequence[JobRow]:
         return job_queue.queue_rows(self._platform.store) if self._platform.has_store else ()
@@ -654,8 +653,7 @@ class Jobs:
 
     def find(self, job_or_run: str) -> JobRow | None:
         """The job, or the run's newest one; None where neither the cluster nor the queue knows it."""
-        rows = [row for row in self.list() if job_or_run in (row.job_id, row.run)]
-        return rows[-1] if rows else None
+        return _newest(self.list(), job_or_run)
 
     def knows(self, run: str) -> bool:
         """Whether there was such a run: a job of it, or what one left in the store."""
@@ -721,9 +719,10 @@ class Jobs:
         made = trained_model(self._platform.store, run)
         if made is not None:
             return made
-        row = self.find(run)
+        rows = self.list()
+        row = _newest(rows, run)
         if row is None:
-            done = sorted({row.run for row in self.list() if row.run and row.status == "SUCCEEDED"})
+            done = sorted({row.run for row in rows if row.run and row.status == "SUCCEEDED"})
             raise JobError(f"there is no run {run!r}", do=f"those that succeeded: {', '.join(done) or 'none yet'}")
         if row.run and row.run != run and (made := trained_model(self._platform.store, row.run)) is not None:
             return made
@@ -1069,6 +1068,10 @@ class Apps:
     def history(self, name: str) -> Sequence[Entry]:
         """Who released what and why, oldest first, with the numbers that decided."""
         return flow.must_read_release(self._platform.store, name).history
+
+
+def _newest(rows: Sequence[JobRow], job_or_run: str) -> JobRow | None:
+    return next((row for row in reversed(rows) if job_or_run in (row.job_id, row.run)), None)
 
 
 def _known(entries: Mapping[str, T], name: str, kind: str) -> T:

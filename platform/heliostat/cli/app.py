@@ -111,6 +111,7 @@ def status(
 ) -> None:
     """What runs: nodes, applications, processes, addresses."""
     from heliostat.sdk import Platform
+    from heliostat.train.queued import QUEUED
 
     platform = Platform.connect(cluster)
     if html is not None:
@@ -133,7 +134,7 @@ def status(
             ],
         )
     if state.jobs:
-        queued = sum(row.status == "QUEUED" for row in state.jobs)
+        queued = sum(row.status == QUEUED for row in state.jobs)
         print_progress(f"{len(state.jobs) - queued} jobs run, {queued} wait in the queue: heliostat job list")
     if state.apps:
         print_table(

@@ -96,7 +96,7 @@ def job_show(
     jobs = Platform.connect(cluster).jobs
     progress = jobs.progress(run)
     row = jobs.find(run) if progress is None else None
-    if row is not None and row.run:
+    if row is not None and row.run not in ("", run):
         progress = jobs.progress(row.run)
     if progress is None:
         if row is None:

@@ -21,14 +21,15 @@ apps = typer.Typer(help="Serving applications and their releases.", no_args_is_h
 def app_deploy(name: str, cluster: Cluster = None) -> None:
     """Put an application of the definition onto the cluster. It starts at zero replicas and wakes on a request."""
     from heliostat.sdk import Platform
+    from heliostat.serve.desired import released, to_release
 
     platform = Platform.connect(cluster)
     platform.apps.deploy(name)
     print_progress(f"{name} is wanted; waiting until Serve has it")
     platform.apps.wait_deployed(name, progress=print_progress)
-    model, _, alias = platform.definition.applications[name].model.partition("@")
-    live = platform.models.alias(model, alias)
-    when = f"v{live.version}" if live else f"once a version is released: heliostat app release {name} {model}:vN"
+    spec = platform.definition.applications[name]
+    live = released(platform.store, spec)
+    when = f"v{live.version}" if live else f"once a version is released: {to_release(name, spec)}"
     print_progress(f"{name} answers at {platform.apps.url(name)}, {when}")
 
 

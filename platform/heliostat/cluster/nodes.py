@@ -7,7 +7,7 @@ reclaim and down.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,16 @@ def read_nodes(state_dir: Path) -> list[NodeRecord]:
     folder = state_dir / "nodes"
     if not folder.is_dir():
         return []
-    records = [NodeRecord(**json.loads(path.read_text())) for path in folder.glob("*.json")]
+    records = [_read(path) for path in folder.glob("*.json")]
     return sorted(records, key=lambda record: record.started_at)
+
+
+def read_node(state_dir: Path, node_id: str) -> NodeRecord:
+    return _read(state_dir / "nodes" / f"{node_id}.json")
+
+
+def _read(path: Path) -> NodeRecord:
+    return NodeRecord(**json.loads(path.read_text()))
 
 
 def write_node(state_dir: Path, record: NodeRecord) -> None:
@@ -54,8 +62,7 @@ def write_node(state_dir: Path, record: NodeRecord) -> None:
 
 
 def update_node(state_dir: Path, node_id: str, **changes: Any) -> NodeRecord:  # Any: fields of NodeRecord
-    current = json.loads((state_dir / "nodes" / f"{node_id}.json").read_text())
-    record = NodeRecord(**{**current, **changes})
+    record = replace(read_node(state_dir, node_id), **changes)
     write_node(state_dir, record)
     return record
 

@@ -32,6 +32,7 @@ from heliostat.cluster.nodes import (
     emit_node_event,
     note_refusal,
     read_capacity,
+    read_node,
     update_node,
     write_node,
 )
@@ -215,11 +216,10 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
 
     def _wait_registered(self, node_id: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
         deadline = time.monotonic() + NODE_START_LIMIT_S
-        path = self._state_dir / "nodes" / f"{node_id}.json"
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 break
-            record = NodeRecord(**json.loads(path.read_text()))
+            record = read_node(self._state_dir, node_id)
             if record.ray_node_id:
                 emit_node_event(self._spool, "node_ready", record)
                 self._hold_for_its_start(record)
@@ -247,7 +247,7 @@ class EmbeddedProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no type
             self._tags.pop(node_id, None)
             self._devices.pop(node_id, None)
             self._gpus.pop(node_id, None)
-            record = NodeRecord(**json.loads((self._state_dir / "nodes" / f"{node_id}.json").read_text()))
+            record = read_node(self._state_dir, node_id)
             # A reclaim has already said why.
             record = replace(record, ended_at=time.time(), reason=record.reason or reason)
             emit_node_event(self._spool, "node_ended", record)

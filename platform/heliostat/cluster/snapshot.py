@@ -20,7 +20,7 @@ from heliostat.cluster import autoscaling
 from heliostat.cluster.gcs import cluster_status
 from heliostat.cluster.nodes import NodeRecord, Refusal, read_nodes, read_refusal
 from heliostat.definition import ClusterDefinition
-from heliostat.errors import ClusterNotUp
+from heliostat.errors import ClusterNotUp, SettingsError
 from heliostat.plan.why import NOT_DEPLOYED, Demand, Fact, FactKind, Gang, Group, Node, Phase, Snapshot, Work
 from heliostat.settings import Settings
 
@@ -375,14 +375,14 @@ def _gang(row: Row, strategies: Mapping[str, str]) -> Gang:
         Demand(f"a bundle of {name}", _resources(bundle, "unit_resources"), dict(bundle.get("label_selector") or {}))
         for bundle in row.get("bundles") or ()
     )
-    if strategies.get(pg_id) == "STRICT_PACK" and bundles:
+    strategy = strategies.get(pg_id)
+    if strategy == "STRICT_PACK" and bundles:
         total = Counter[str]()
         for bundle in bundles:
             total.update(bundle.resources)  # floats add up as well
         bundles = (replace(bundles[0], what=f"all of {name}, on one node", resources=dict(total)),)
     created = (row.get("stats") or {}).get("creation_request_received_ns")
-    spread = strategies.get(pg_id) == "STRICT_SPREAD"
-    return Gang(name, bundles, spread, float(created) / 1e9 if created else None)
+    return Gang(name, bundles, strategy == "STRICT_SPREAD", float(created) / 1e9 if created else None)
 
 
 def _resources(row: Row, key: str = "required_resources") -> dict[str, float]:
@@ -411,6 +411,18 @@ def _read_ray(settings: Settings) -> RayState:
     )
 
 
+def refused(url: str) -> SettingsError:
+    return SettingsError(
+        "the cluster refuses the token",
+        where=url,
+        do="point RAY_AUTH_TOKEN_PATH at the token of this cluster, or choose the cluster: heliostat use",
+    )
+
+
+def not_up(url: str, error: Exception) -> ClusterNotUp:
+    return ClusterNotUp(f"the cluster does not answer: {error}", where=url, do="heliostat status, then heliostat up")
+
+
 class DashboardReader:
     """GET on the dashboard, with the cluster's token."""
 
@@ -423,12 +435,12 @@ class DashboardReader:
 
         try:
             answer = httpx.get(self._url + path, params=params, headers=self._headers, timeout=30)
+            if answer.status_code in (401, 403):
+                raise refused(self._url)
             answer.raise_for_status()
-        except httpx.HTTPError as error:
-            raise ClusterNotUp(
-                f"the cluster does not answer: {error}", where=self._url, do="heliostat status, then heliostat up"
-            ) from error
-        return answer.json()
+            return answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise not_up(self._url, error) from error
 
     def state(
         self, what: str, key: str | None = None, value: str | None = None, *, predicate: str = "!=", limit: int = LIMIT

@@ -219,21 +219,15 @@ def _check_job(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> It
 
 def _check_shared(parts: Parts) -> Iterator[Finding]:
     """Ray would put the workers of a job that has whole nodes into the room that others leave on theirs."""
-    on = {name: _groups_of(job, parts.groups) for name, job in parts.jobs.items() if job.cluster == "shared"}
+    on = {name: job.groups_among(parts.groups) for name, job in parts.jobs.items() if job.cluster == "shared"}
     for name in on:
         gpus = parts.jobs[name].gpus
-        shared = {group for group in on[name] if gpus and group in parts.groups and gpus < parts.groups[group].gpus}
+        shared = {group for group, spec in on[name].items() if gpus and gpus < spec.gpus}
         for other in sorted(on):
-            if parts.jobs[other].gpus is None and (both := sorted(shared & on[other])):
+            if parts.jobs[other].gpus is None and (both := sorted(shared & on[other].keys())):
                 text = f"{other!r} has whole nodes of {both[0]!r}; put jobs that share nodes on a group of their own"
                 yield ("jobs", name, "gpus"), f"{text}, or give {other!r} gpus too"
                 break
-
-
-def _groups_of(job: JobSpec, groups: Mapping[str, WorkerGroup]) -> set[str]:
-    home = groups.get(job.group)
-    fallback = home.fallback if home is not None and job.falls_back else None
-    return {*job.groups, *([fallback] if fallback else [])}
 
 
 def _check_part(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> Iterator[Finding]:
@@ -244,13 +238,12 @@ def _check_part(name: str, job: JobSpec, groups: Mapping[str, WorkerGroup]) -> I
         yield at, f"they are of one node, and the job has {job.nodes}; write nodes: 1, or remove this"
     if job.cluster == "own":
         yield at, "a cluster of its own shares its nodes with nobody; write cluster: shared, or remove this"
-    for other in sorted(_groups_of(job, groups)):
-        group = groups.get(other)
-        if group is not None and group.gpus == 0:
+    for other, group in sorted(job.groups_among(groups).items()):
+        if group.gpus == 0:
             yield at, f"{other!r} has none; remove this"
-        elif group is not None and job.gpus > group.gpus:
+        elif job.gpus > group.gpus:
             yield at, f"a node of {other!r} has {group.gpus}; write that or less, or nodes instead"
-        elif group is not None and group.hosts > 1:
+        elif group.hosts > 1:
             yield at, f"a slice of {other!r} is {group.hosts} machines and is taken whole; remove this"
 
 

@@ -6,6 +6,7 @@ Types are strict: "4" is not a number. So the JSON Schema made from them refuses
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Literal
 
@@ -321,6 +322,15 @@ class JobSpec(Part):
         """The groups that its workers may be on."""
         return (self.group,) if self.on_demand is None else (self.group, self.on_demand)
 
+    def fallback_among(self, groups: Mapping[str, WorkerGroup]) -> str | None:
+        """The group that it may go to while its own has no nodes to be had."""
+        return groups[self.group].fallback if self.falls_back and self.group in groups else None
+
+    def groups_among(self, groups: Mapping[str, WorkerGroup]) -> dict[str, WorkerGroup]:
+        """Of these, the ones that it may be on, its fallback too."""
+        names = {*self.groups, self.fallback_among(groups)}
+        return {name: group for name, group in groups.items() if name in names}
+
     def environment(self) -> dict[str, str]:
         """What its driver is told of it: read by heliostat.train.job."""
         whose = {"HELIOSTAT_TEAM": self.team, "HELIOSTAT_PROJECT": self.project}
@@ -482,7 +492,7 @@ class ClusterDefinition(Part):
 
     def fallback_of(self, job: JobSpec) -> str | None:
         """The group that the job may go to while its own has no nodes to be had."""
-        return self.groups[job.group].fallback if job.falls_back else None
+        return job.fallback_among(self.groups)
 
     def workers_a_node(self, job: JobSpec) -> dict[str, int] | None:
         """How many of its workers a node takes, by group that the job may be on; None where each takes one."""
@@ -495,8 +505,7 @@ class ClusterDefinition(Part):
 
     def groups_of(self, job: JobSpec) -> dict[str, WorkerGroup]:
         """The groups that the job may be on, its fallback too."""
-        names = {*job.groups, *filter(None, [self.fallback_of(job)])}
-        return {name: group for name, group in self.groups.items() if name in names}
+        return job.groups_among(self.groups)
 
     def team_of(self, job: JobSpec) -> str:
         return job.team or self.tags.team

@@ -26,7 +26,7 @@ from heliostat.serve.desired import read_desired, with_releases
 from heliostat.serve.reports import living, read_reports
 from heliostat.settings import Settings
 from heliostat.store import Store
-from heliostat.train.queued import queue_rows, with_queue
+from heliostat.train.queued import QUEUED, beside, queue_rows, with_queue
 from heliostat.train.submit import FINISHED, JobRow, list_jobs
 
 HOURS = 24
@@ -56,9 +56,9 @@ def gather(
             return otherwise
 
     snapshot = attempt("groups", lambda: take_snapshot(settings, definition), None) if up else None
+    queued: Sequence[JobRow] = attempt("the queue", lambda: queue_rows(store), ())
     if snapshot is not None:
-        seen = snapshot  # for the closures
-        seen = attempt("the queue", lambda: with_queue(store, seen), seen)
+        seen = with_queue(snapshot, queued)
         snapshot = attempt("releases", lambda: with_releases(store, seen, definition.applications), seen)
     waiting: Sequence[Answer] = explain_all(snapshot) if snapshot else ()
     return StatusView(
@@ -70,7 +70,7 @@ def gather(
         groups=_groups(definition, snapshot),
         waiting=waiting,
         apps=attempt("applications", lambda: _apps(settings, store, now, up=up), ()),
-        jobs=attempt("jobs", lambda: _jobs(settings, store), ()) if up else (),
+        jobs=attempt("jobs", lambda: _jobs(settings, queued), ()) if up else (),
         releases=attempt("releases", lambda: _releases(store), ()),
         waste=attempt("waste", lambda: read_state(store).findings, ()),
         hours=attempt("GPU time", lambda: _hours(store, now), ()),
@@ -112,16 +112,11 @@ def _apps(settings: Settings, store: Store, now: float, *, up: bool) -> list[App
     return views
 
 
-def _jobs(settings: Settings, store: Store) -> list[JobView]:
+def _jobs(settings: Settings, queued: Sequence[JobRow]) -> list[JobView]:
     """The newest ones, with the steps and losses that their rank 0 told; those that run first, then the queue."""
     rows = list_jobs(settings)[::-1]
-    known = {row.job_id for row in rows}
-    try:
-        queued = [row for row in queue_rows(store) if row.job_id not in known]
-    except HeliostatError:  # the store is away
-        queued = []
-    ended = [row for row in rows if row.status in FINISHED]
-    rows = [*(row for row in rows if row.status not in FINISHED), *queued, *ended][:JOBS]
+    rows += beside(queued, {row.job_id for row in rows})
+    rows = sorted(rows, key=lambda row: (row.status in FINISHED, row.status == QUEUED))[:JOBS]
     steps: dict[str, list[Event]] = defaultdict(list)
     for row in rows:
         for path in settings.spool.glob(f"train-{row.run}-0-*.jsonl") if row.run else ():

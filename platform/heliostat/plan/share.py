@@ -202,7 +202,7 @@ def decide(
         _consider(request, state, policy, now)
     started = set(state.start)
     waiting = [request for request in queue if request.job not in started]
-    leave = _who_leaves(waiting, running, state, capacity, policy, now)
+    leave = _who_leaves(waiting, running, state, policy, now)
     waits = tuple(state.waits[request.job] for request in sorted(waiting, key=lambda r: (r.submitted_at, r.job)))
     return Decision(tuple(state.start), leave, waits)
 
@@ -267,7 +267,6 @@ def _who_leaves(
     waiting: Sequence[Request],
     running: Sequence[Running],
     state: _State,
-    capacity: Mapping[str, int],
     policy: Policy,
     now: float,
 ) -> tuple[str, ...]:
@@ -279,11 +278,11 @@ def _who_leaves(
             for request in waiting
             if request.group == group
             and now - request.submitted_at >= policy.patience_s
-            and request.nodes <= capacity.get(group, 0)
+            and request.nodes <= state.capacity.get(group, 0)
         ]
         if patient:
             first = min(patient, key=lambda r: _rank(r, state.charged, policy))
-            leaving += _make_room(first, waiting, running, state, capacity, policy)
+            leaving += _make_room(first, waiting, running, state, policy)
     return tuple(leaving)
 
 
@@ -292,11 +291,10 @@ def _make_room(
     waiting: Sequence[Request],
     running: Sequence[Running],
     state: _State,
-    capacity: Mapping[str, int],
     policy: Policy,
 ) -> list[str]:
     mine = [one for one in running if one.request.group == request.group]
-    due = _due(request.group, waiting, running, capacity, policy)
+    due = _due(request.group, waiting, running, state.capacity, policy)
     held = _held(mine)
     if held.get(request.team, 0) + request.size > due.get(request.team, 0.0) + 1e-9:
         return []  # it would be above its own share

@@ -15,7 +15,8 @@ from heliostat.definition import Application
 from heliostat.errors import AppError, CorruptArtifact
 from heliostat.files import put_file
 from heliostat.plan.why import Snapshot, Work
-from heliostat.registry import get_alias
+from heliostat.promote.records import PRODUCTION
+from heliostat.registry import Alias, get_alias
 from heliostat.settings import Settings
 from heliostat.store import Store, get_many
 
@@ -78,10 +79,22 @@ def with_releases(store: Store, snapshot: Snapshot, applications: Mapping[str, A
 
 def _with_release(store: Store, work: Work, applications: Mapping[str, Application]) -> Work:
     spec = applications.get(work.name)
-    if work.kind != "app" or work.phase != "asleep" or spec is None:
+    if work.kind != "app" or work.phase != "asleep" or spec is None or released(store, spec) is not None:
         return work
+    return replace(work, unreleased=spec.model.partition("@")[0])
+
+
+def released(store: Store, spec: Application) -> Alias | None:
+    """Which version the application answers with; None while it has none."""
+    return get_alias(store, *spec.model.split("@", 1))
+
+
+def to_release(name: str, spec: Application) -> str:
+    """The command that gives the application its first version."""
     model, _, alias = spec.model.partition("@")
-    return work if get_alias(store, model, alias) is not None else replace(work, unreleased=model)
+    if alias == PRODUCTION:
+        return f"heliostat app release {name} {model}:vN"
+    return f"heliostat model alias {model} {alias} --to vN"
 
 
 def _key(name: str) -> str:

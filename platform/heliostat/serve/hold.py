@@ -36,9 +36,7 @@ from yarl import URL
 
 from heliostat.cluster.haproxy import BODY_S, HELD, HOLD, RELAYED, REPLAY
 from heliostat.errors import HeliostatError
-from heliostat.promote.records import PRODUCTION
-from heliostat.registry import get_alias
-from heliostat.serve.desired import DesiredApp, read_desired
+from heliostat.serve.desired import DesiredApp, read_desired, released, to_release
 from heliostat.serve.errors import RequestError
 from heliostat.serve.keys import KeyRing, key_digest, read_keys
 from heliostat.serve.requests import open_exchange, read_deadline
@@ -180,7 +178,7 @@ class Hold:
     def _is_released(self, store: Store, app: DesiredApp) -> bool:
         """Asked until it is once: nobody takes an alias away from a model that answers."""
         if app.spec.model not in self._released:
-            if get_alias(store, *app.spec.model.split("@", 1)) is None:
+            if released(store, app.spec) is None:
                 return False
             self._released.add(app.spec.model)
         return True
@@ -190,10 +188,7 @@ class Hold:
         look = lambda: self._seems_released(Store.connect(self._settings.store), known.app)  # noqa: E731
         if await asyncio.to_thread(look):
             return
-        (model, _, alias), app = known.app.spec.model.partition("@"), known.app.name
-        do = f"heliostat app release {app} {model}:vN"
-        if alias != PRODUCTION:
-            do = f"heliostat model alias {model} {alias} --to vN"
+        model, do = known.app.spec.model.partition("@")[0], to_release(known.app.name, known.app.spec)
         raise RequestError(
             503, "not_released", f"no version of {model} is released yet", do, retry_after_s=math.ceil(REFRESH_S)
         )

@@ -30,7 +30,7 @@ from heliostat.store import Store
 Kind = TypeVar("Kind", bound=BaseModel)
 LOOK_S = 1.0
 TELL_S = 5.0
-_NONE: Mapping[str, int] = MappingProxyType({})
+_ONE: Mapping[str, int] = MappingProxyType({})
 HELD_LIFE_S = 30.0
 """What a driver has not said again for so long, it holds no more."""
 LEASE_S = 15.0
@@ -82,7 +82,7 @@ class Reins:
     """
 
     def __init__(
-        self, store: Store, run: str, home: str, low: int, high: int, *, a_node: Mapping[str, int] = _NONE,
+        self, store: Store, run: str, home: str, low: int, high: int, *, a_node: Mapping[str, int] = _ONE,
         job_id: str = "",
     ) -> None:  # fmt: skip
         self._store, self._run, self._home, self._low, self._high = store, run, home, low, high

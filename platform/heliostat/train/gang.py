@@ -413,8 +413,7 @@ class Gang:
         import ray
 
         for place in [place for place in self._places if place.is_cut() and place not in busy]:
-            if place in self._places:  # it may have gone with another one of its slot
-                self._lose(place)
+            self._lose(place)
         for place in [place for place in self._places if place.about is None]:
             ready, _ = ray.wait([place.answer], timeout=0)
             if ready:
@@ -688,8 +687,7 @@ class Gang:
 
         cut = [place for place in attempt.places if place.is_cut()]
         for place in cut:
-            if place in self._places:
-                self._lose(place)
+            self._lose(place)
         if cut:
             return
         asked = {place.actor.about.remote(): place for place in attempt.places}
@@ -700,10 +698,11 @@ class Gang:
             except ray.exceptions.RayError:
                 silent.append(reference)
         for reference in silent:
-            if asked[reference] in self._places:
-                self._lose(asked[reference])
+            self._lose(asked[reference])
 
     def _lose(self, place: _Place) -> None:
+        if place not in self._places:
+            return  # it has gone with another one of its slot
         _say(f"the worker on node {_node(place)[:8]} is lost")
         self._losses += 1
         self._emit("keeper_lost", node=_node(place))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -173,10 +173,14 @@ def queue_rows(store: Store) -> list[JobRow]:
     ]
 
 
-def with_queue(store: Store, snapshot: Snapshot) -> Snapshot:
+def beside(queued: Iterable[JobRow], known: Collection[str]) -> list[JobRow]:
+    """Of the queue's rows, those of jobs that Ray has not told of: it may have been handed one a moment ago."""
+    return [row for row in queued if row.job_id not in known]
+
+
+def with_queue(snapshot: Snapshot, queued: Iterable[JobRow]) -> Snapshot:
     """Also the jobs that Ray does not know yet, with why each waits."""
-    known = {work.name for work in snapshot.works}
-    rows = [row for row in queue_rows(store) if row.job_id not in known]
+    rows = beside(queued, {work.name for work in snapshot.works})
     works = tuple(Work(row.job_id, "job", "pending", queued=row.why) for row in rows)
     return replace(snapshot, works=snapshot.works + works)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from heliostat.definition import JobSpec
-from heliostat.errors import ClusterNotUp, JobError, JobFailed, SettingsError
+from heliostat.errors import JobError, JobFailed
 from heliostat.settings import Settings
 from heliostat.train.job import JOB, JOB_ID, QUIET, RUN, USER
 
@@ -112,6 +112,8 @@ def job_request(
 
 def list_jobs(settings: Settings) -> list[JobRow]:
     """Those that came by the Jobs API, oldest first. Without Ray's client: to import it takes seconds of a core."""
+    from heliostat.cluster.snapshot import DashboardReader
+
     rows = [
         JobRow(
             job_id=info["submission_id"],
@@ -121,7 +123,7 @@ def list_jobs(settings: Settings) -> list[JobRow]:
             started_at=_seconds(info.get("start_time")),
             ended_at=_seconds(info.get("end_time")),
         )
-        for info in _listed(settings)
+        for info in DashboardReader(settings)("/api/jobs/")
         if info.get("submission_id")
     ]
     return sorted(rows, key=lambda row: row.started_at or 0)
@@ -129,19 +131,6 @@ def list_jobs(settings: Settings) -> list[JobRow]:
 
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
-
-
-def _listed(settings: Settings) -> list[dict[str, Any]]:  # Any: JSON
-    import httpx
-
-    try:
-        answer = httpx.get(f"{settings.dashboard_url}/api/jobs/", headers=settings.token_header(), timeout=30)
-        if answer.status_code in (401, 403):
-            raise _refused(settings)
-        answer.raise_for_status()
-        return list(answer.json())
-    except (httpx.HTTPError, ValueError) as error:
-        raise _not_up(settings, error) from error
 
 
 def as_written(entrypoint: str) -> str:
@@ -217,24 +206,12 @@ def _client(settings: Settings) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    from heliostat.cluster.snapshot import not_up, refused
+
     # As a header, not through Ray's environment variables: a process that has imported Ray before no longer reads them.
     try:
         return JobSubmissionClient(settings.dashboard_url, headers=settings.token_header())
     except AuthenticationError as error:
-        raise _refused(settings) from error
+        raise refused(settings.dashboard_url) from error
     except (ConnectionError, RuntimeError) as error:
-        raise _not_up(settings, error) from error
-
-
-def _refused(settings: Settings) -> SettingsError:
-    return SettingsError(
-        "the cluster refuses the token",
-        where=settings.dashboard_url,
-        do="point RAY_AUTH_TOKEN_PATH at the token of this cluster, or choose the cluster: heliostat use",
-    )
-
-
-def _not_up(settings: Settings, error: Exception) -> ClusterNotUp:
-    return ClusterNotUp(
-        f"the cluster does not answer: {error}", where=settings.dashboard_url, do="heliostat status, then heliostat up"
-    )
+        raise not_up(settings.dashboard_url, error) from error
